@@ -1,0 +1,35 @@
+# make demo: train and score on the embedded data. make test: every test. Both install into .venv by themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+SOURCE ?=
+
+.PHONY: demo test lab readme prepare save install
+demo: $(READY)
+	$(BIN)/imgclf run $(SOURCE)
+
+test: $(READY)
+	$(BIN)/nbdev_test
+	$(BIN)/python -m pytest
+
+lab: $(READY)
+	$(BIN)/jupyter lab nbs
+
+install: $(READY)
+$(READY): settings.ini setup.py pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+# For developers: run the notebooks and keep their outputs; all that must be in step with them; all of it with the tests.
+save: $(READY)
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_test --save
+	$(BIN)/nbdev_clean
+
+readme: $(READY)
+	$(BIN)/python tools/readme.py
+	$(BIN)/python -c "from imgclf_nb.settings import env_example; print(env_example(), end='')" > .env.example
+
+prepare: save readme
+	$(BIN)/python -m pytest
