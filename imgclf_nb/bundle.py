@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'BundleError', 'BundleInfo', 'Bundle', 'write_bundle', 'read_bundle']
 
-# %% ../nbs/06_bundle.ipynb #031dba18
+# %% ../nbs/06_bundle.ipynb #563d8cd9
 import json, shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from .files import explain_storage, hash_file, replace_folder
+from .files import hash_file, replace_folder
 from .settings import ImgclfError
 
-# %% ../nbs/06_bundle.ipynb #de8e753d
+# %% ../nbs/06_bundle.ipynb #4c093ec2
 class BundleError(ImgclfError):
     "A bundle is missing, incomplete, damaged, or newer than this program."
 
@@ -32,6 +32,7 @@ class BundleInfo(BaseModel):
     image_size_px: int = Field(gt=0, le=4096, description="Side of the input square, in pixels")
     fit: Literal["squish", "pad", "crop"] = Field("squish", description="How a picture becomes a square")
     temperature: float = Field(1.0, gt=0, description="Softmax temperature inside the network, for the record")
+    precision: Literal["auto", "f32"] = Field("auto", description="f32 where bfloat16 changed too many answers at export")
     thresholds: dict[str, float] = Field({}, description="`unsure`: least probability of a sure answer, 0 to 1")
     data: dict[str, str | int] = Field({}, description="name, fingerprint, n_train, n_val, n_test")
     metrics: dict[str, float] = Field({}, description="Scores on the validation images, 0 to 1")
@@ -143,18 +144,20 @@ def _check_files(path: Path, info: BundleInfo) -> None:
             raise BundleError(f"{path/name} has the wrong checksum, so it was damaged or changed: "
                               "copy or export the bundle again")
 
-# %% ../nbs/06_bundle.ipynb #8db452c8
+# %% ../nbs/06_bundle.ipynb #a3a399ea
 def read_bundle(
     path: str | Path, # Folder of the bundle
 ) -> Bundle:          # The bundle, with every checksum verified
     "Read and verify a model bundle; raises `BundleError`."
     path = Path(path)
-    with explain_storage(path):
-        if not path.is_dir(): raise BundleError(f"no such folder {path}: train a model first (imgclf train), "
-                                                "or give the folder of a bundle")
-        if not (path/"bundle.json").is_file():
-            near = f", did you mean {path/'bundle'}?" if (path/"bundle"/"bundle.json").is_file() else ""
-            raise BundleError(f"{path/'bundle.json'} is missing, so {path} is no model bundle{near}")
+    if not path.is_dir(): raise BundleError(f"no such folder {path}: train a model first (imgclf train), "
+                                            "or give the folder of a bundle")
+    if not (path/"bundle.json").is_file():
+        near = f", did you mean {path/'bundle'}?" if (path/"bundle"/"bundle.json").is_file() else ""
+        raise BundleError(f"{path/'bundle.json'} is missing, so {path} is no model bundle{near}")
+    try:
         info = _read_info(path/"bundle.json")
         _check_files(path, info)
         return Bundle(path, info, hash_file(path/"bundle.json"))
+    except OSError as error:
+        raise BundleError(f"can't read {path}: {error.strerror}; mend its permissions") from error

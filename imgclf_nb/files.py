@@ -35,7 +35,11 @@ def explain_storage(
         raise StorageError(f"can't write {path}: {_FIXES[error.errno]}, or choose another folder "
                            f"(--data-dir, --model-dir, --results-dir)") from error
 
-# %% ../nbs/00a_files.ipynb #44d2643a
+# %% ../nbs/00a_files.ipynb #346ff93c
+def _flush(path: Path) -> None:
+    "Have the content of a file on the disk, not only in memory."
+    with open(path, "rb+") as file: os.fsync(file.fileno())
+
 @contextmanager
 def write_atomic(
     path: str | Path, # Where the file shall appear; missing folders are made
@@ -47,12 +51,12 @@ def write_atomic(
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
-            with open(partial, "rb+") as file: os.fsync(file.fileno())
+            _flush(partial)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
 
-# %% ../nbs/00a_files.ipynb #83cc5c2e
+# %% ../nbs/00a_files.ipynb #f3dcb21f
 @contextmanager
 def replace_folder(
     path: str | Path, # The folder that shall appear
@@ -65,17 +69,22 @@ def replace_folder(
             for leftover in (partial, old): shutil.rmtree(leftover, ignore_errors=True)
             partial.mkdir(parents=True)
             yield partial
+            for file in partial.rglob("*"):
+                if file.is_file(): _flush(file)
             if path.exists(): path.replace(old)
             partial.replace(path)
         finally:
             for leftover in (partial, old): shutil.rmtree(leftover, ignore_errors=True)
 
-# %% ../nbs/00a_files.ipynb #a025180c
+# %% ../nbs/00a_files.ipynb #9c8cb811
 def hash_file(
     path: str | Path, # File to read
 ) -> str:             # SHA-256 of its content, 64 hexadecimal digits
     "Compute the SHA-256 of a file without holding it in memory."
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20): digest.update(block)
+    return digest.hexdigest()
 
 # %% ../nbs/00a_files.ipynb #a501a2bc
 def track(

@@ -105,7 +105,7 @@ def measure_image(
     width_px, height_px = picture.size
     return (height_px, width_px) if _find_turn(picture) in list(_TURNS.values())[3:] else (width_px, height_px)
 
-# %% ../nbs/01_images.ipynb #0df263dc
+# %% ../nbs/01_images.ipynb #440359bc
 def load_pixels(
     source: str | Path | bytes | Image.Image | np.ndarray, # Path, content of a file, picture, or uint8 array [H,W], [H,W,3] or [H,W,4]
     *,
@@ -130,6 +130,6 @@ def load_pixels(
 
 def _from_array(values: np.ndarray) -> Image.Image:
     "Wrap a uint8 array as a picture, or say what an array must look like."
-    if values.dtype != np.uint8 or not (values.ndim == 2 or values.ndim == 3 and values.shape[2] in (3, 4)):
+    if not values.size or values.dtype != np.uint8 or not (values.ndim == 2 or values.ndim == 3 and values.shape[2] in (3, 4)):
         raise ImageError(f"an array of {values.dtype} with shape {values.shape}: give uint8 with shape [H,W], [H,W,3] or [H,W,4]")
     return Image.fromarray(values)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CacheError', 'cache_pixels', 'make_loaders']
 
-# %% ../nbs/03_loaders.ipynb #ad6818ba
+# %% ../nbs/03_loaders.ipynb #4307106b
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,12 +19,11 @@ from fastai.torch_core import TensorImage
 from fastai.vision.augment import aug_transforms
 from torch import from_numpy
 
-from .data import fingerprint_data
 from .files import track, write_atomic
 from .images import ImageError, load_pixels
 from .settings import ImgclfError, Settings
 
-# %% ../nbs/03_loaders.ipynb #c07b8a57
+# %% ../nbs/03_loaders.ipynb #050e0200
 class CacheError(ImgclfError):
     "A picture of the manifest can no longer be read."
 
@@ -35,7 +35,8 @@ def cache_pixels(
 ) -> np.ndarray:            # uint8, shape [N, size, size, 3], mapped from disk, in the manifest's order
     "Decode every picture once into an array on disk; raises `CacheError`."
     size_px, fit = settings.image_size_px, settings.fit
-    path = Path(folder)/"cache"/f"{fingerprint_data(manifest)[:16]}-{size_px}-{fit}.npy"
+    contents = hashlib.sha256("".join(manifest.sha256).encode()).hexdigest()
+    path = Path(folder)/"cache"/f"{contents[:16]}-{size_px}-{fit}.npy"
     if not path.exists():
         with write_atomic(path) as partial, ThreadPoolExecutor(settings.workers) as pool:
             pixels = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(manifest), size_px, size_px, 3))

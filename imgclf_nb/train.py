@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['make_learner', 'find_lr', 'Checkpoint', 'fit_phases', 'plot_history', 'train_model']
 
-# %% ../nbs/05_train.ipynb #be1e68d3
+# %% ../nbs/05_train.ipynb #a14d78a6
 import hashlib, json, random, sys, tempfile, time
 from pathlib import Path
 
 import fastai.callback.schedule  # adds fit_one_cycle and lr_find to Learner
 import pandas as pd
 import torch
+from fastcore.foundation import L
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.data.core import DataLoaders
@@ -22,6 +23,7 @@ from fastai.torch_core import set_seed
 from fastai.vision.learner import vision_learner
 from matplotlib.figure import Figure
 from torch import nn
+from tqdm import tqdm
 
 from .backbones import Backbone, LinearHead, load_backbone
 from .data import find_data, fingerprint_data, read_manifest
@@ -92,7 +94,7 @@ def find_lr(
     ax.set(xscale="log", xlabel="learning rate", ylabel="training loss"); ax.legend()
     return float(suggestion), figure
 
-# %% ../nbs/05_train.ipynb #b9b6f98d
+# %% ../nbs/05_train.ipynb #8a12a8f0
 class Checkpoint(Callback):
     "Seed each epoch by its number; after it, write everything needed to go on."
     order = 65   # after fastai's Recorder
@@ -120,7 +122,9 @@ class Checkpoint(Callback):
         if self.best is None or losses[1] < self.best["loss"]:
             self.best = {"loss": losses[1], "epoch": len(self.history),
                          "model": {name: value.clone() for name, value in self.model.state_dict().items()}}
-        self.save(model=self.model.state_dict(), optimizer=self.opt.state_dict())
+        state = self.opt.state_dict()
+        self.save(model=self.model.state_dict(), optimizer=dict(  # plain types only, so that reading runs no code
+            state=list(state["state"]), hypers=[{k: float(v) for k, v in group.items()} for group in state["hypers"]]))
 
     def save(self,
         **states: dict, # Further state dicts to keep: model and optimizer
@@ -140,7 +144,7 @@ class Checkpoint(Callback):
         self.optimizer = state.get("optimizer")
         return state.get("model")
 
-# %% ../nbs/05_train.ipynb #952a3b40
+# %% ../nbs/05_train.ipynb #dac3a695
 def fit_phases(
     learner: Learner,       # As `make_learner` gives it
     checkpoint: Checkpoint, # New, or loaded
@@ -160,7 +164,8 @@ def fit_phases(
         if checkpoint.done >= epochs: continue
         learner.opt = None
         learner.freeze_to(depth)
-        if checkpoint.optimizer: learner.opt.load_state_dict(checkpoint.optimizer)
+        if checkpoint.optimizer:
+            learner.opt.load_state_dict({name: L(values) for name, values in checkpoint.optimizer.items()})
         learner.fit_one_cycle(epochs, rate, cbs=[checkpoint, *callbacks], start_epoch=checkpoint.done)
     learner.model.load_state_dict(checkpoint.best["model"])
     return pd.DataFrame(checkpoint.history)
@@ -184,7 +189,7 @@ def plot_history(
     figure.tight_layout()
     return figure
 
-# %% ../nbs/05_train.ipynb #8487ce94
+# %% ../nbs/05_train.ipynb #e812fd57
 def _key(settings: Settings, manifest: pd.DataFrame) -> str:
     "A fingerprint of everything that changes the result of a training."
     matters = settings.model_dump(mode="json", include={
@@ -193,6 +198,22 @@ def _key(settings: Settings, manifest: pd.DataFrame) -> str:
     weights = hash_file(settings.weights) if settings.weights else None
     text = json.dumps([matters, weights, fingerprint_data(manifest)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+class _Progress(Callback):
+    "A bar for each epoch on a terminal, and a line after it everywhere, on standard error."
+    order = 70   # after Checkpoint
+    def before_train(self):
+        self.bar = tqdm(total=len(self.dls.train), desc=f"{self.checkpoint.phase} {self.epoch + 1}/{self.n_epoch}", leave=False,
+                        disable=not sys.stderr.isatty(), dynamic_ncols=True)
+    def after_batch(self):
+        if self.training: self.bar.update()
+    def after_train(self): self.bar.close()
+    def after_epoch(self):
+        row = self.checkpoint.history[-1]
+        if self.epoch + 1 == self.checkpoint.done:
+            print(f"{row['phase']:>9} {self.epoch + 1}/{self.n_epoch}   training loss {row['train_loss']:.3f}   "
+                  f"validation loss {row['valid_loss']:.3f}, accuracy {row['valid_accuracy']:.1%}   {row['seconds']:.0f} s",
+                  file=sys.stderr, flush=True)
 
 def train_model(
     settings: Settings, # What to train on, and how
@@ -205,7 +226,6 @@ def train_model(
     set_seed(settings.seed)
     loaders = make_loaders(manifest, cache_pixels(manifest, data, settings=settings), settings=settings)
     learner = make_learner(loaders, backbone, settings=settings)
-    learner.logger = _log
     checkpoint = Checkpoint(settings.model_dir/"checkpoint.pth", _key(settings, manifest), settings.seed)
     with learner.no_bar():
         if settings.find_lr:
@@ -213,17 +233,14 @@ def train_model(
             settings = settings.model_copy(update={"head_lr": rate})
             _save_figure(figure, settings.results_dir/"lr_find.png")
         if settings.resume and (state := checkpoint.load()): learner.model.load_state_dict(state)
-        history = fit_phases(learner, checkpoint, settings=settings)
+        with learner.no_logging(), learner.added_cbs(_Progress()):
+            history = fit_phases(learner, checkpoint, settings=settings)
     checkpoint.save()   # finished: weights of the best epoch, no optimizer
     with write_atomic(settings.model_dir/f"{settings.arch}_finetuned.pth") as partial:
         torch.save(backbone.state_with(learner.model[1]), partial)
     with write_atomic(settings.results_dir/"history.csv") as partial: history.to_csv(partial, index=False)
     _save_figure(plot_history(history), settings.results_dir/"history.png")
     return learner
-
-def _log(row: list) -> None:
-    "A line an epoch, on standard error."
-    if len(row) > 3: print("  ".join(f"{v:>12.4f}" if isinstance(v, float) else f"{v!s:>12}" for v in row), file=sys.stderr, flush=True)
 
 def _save_figure(figure: Figure, path: Path) -> None:
     "Write a figure as PNG, whole or not at all."

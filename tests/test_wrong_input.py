@@ -1,0 +1,154 @@
+"""Mistakes of the user: one clear line, exit code 2, nothing left behind."""
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+
+def draw_folder(folder, classes=("cat", "dog"), images=12):
+    """A folder with a folder of small random JPEGs for each class."""
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for k in range(images):
+            noise = np.random.default_rng(1000 * number + k).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / name / f"{k:03}.jpg")
+    return folder
+
+
+def listing(folder):
+    """Every path below a folder, hidden ones too."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def refused(imgclf, tmp_path):
+    """Run a command that must be refused; gives its one line."""
+    def run(*words, **options):
+        before = listing(tmp_path)
+        result = imgclf(*words, **options)
+        assert result.returncode == 2, result.stdout + result.stderr
+        assert result.stderr.count("\n") == 1 and result.stderr.startswith("imgclf: "), result.stderr
+        assert listing(tmp_path) == before, "something was left behind"
+        return result.stderr
+    return run
+
+
+def test_missing_folder(refused):
+    assert "flowers" in refused("run", "flowers", "--arch", "efficientnet_lite0")
+
+
+def test_empty_folder(refused, tmp_path):
+    (tmp_path / "flowers").mkdir()
+    assert "flowers" in refused("prepare", "flowers")
+
+
+def test_one_class_only(refused, tmp_path):
+    draw_folder(tmp_path / "pets", classes=["cat"])
+    assert "cat" in refused("prepare", "pets")
+
+
+def test_class_with_two_images(refused, tmp_path):
+    draw_folder(tmp_path / "pets")
+    draw_folder(tmp_path / "pets", classes=["axolotl"], images=2)
+    message = refused("prepare", "pets")
+    assert "axolotl" in message and "2" in message and "dog" not in message
+
+
+def test_zip_that_climbs_out(refused, tmp_path):
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
+        archive.writestr("pets/cat/1.jpg", b"x")
+        archive.writestr("pets/../../evil.jpg", b"x")
+    assert "evil.jpg" in refused("prepare", "pets.zip")
+    assert not (tmp_path.parent / "evil.jpg").exists()
+
+
+def test_csv_without_label(refused, tmp_path):
+    (tmp_path / "pets.csv").write_text("path,kind\na.jpg,cat\n")
+    message = refused("prepare", "pets.csv")
+    assert "label" in message and "kind" in message
+
+
+def test_unknown_architecture(refused):
+    assert "resnet50" in refused("run", "digits", "--arch", "resnet5O")
+
+
+@pytest.mark.parametrize("option, value", [("--image-size-px", "0"), ("--fit", "stretch"), ("--top-n", "x"), ("--sead", "1")])
+def test_bad_options(refused, option, value):
+    assert option.strip("-") in refused("prepare", "digits", option, value)
+
+
+def test_bad_variable(refused):
+    assert "IMGCLF_ARCH" in refused("prepare", env={**os.environ, "IMGCLF_ARHC": "resnet50"})
+
+
+def test_weights_of_another_network(refused, tmp_path):
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    assert "does not fit resnet18" in refused("run", "digits", "--arch", "resnet18", "--weights", "other.pth")
+    assert "no such file" in refused("run", "digits", "--arch", "resnet18", "--weights", "gone.pth")
+
+
+def test_train_before_prepare(refused):
+    assert "imgclf prepare" in refused("train")
+
+
+def test_evaluate_before_train(refused, imgclf):
+    assert imgclf("prepare").returncode == 0
+    assert "bundle" in refused("evaluate")
+
+
+def test_broken_pictures_are_set_aside_and_named(imgclf, tmp_path):
+    """A text file called .jpg and a truncated JPEG: the run goes on without them."""
+    draw_folder(tmp_path / "pets")
+    (tmp_path / "pets" / "cat" / "notes.jpg").write_text("buy milk")
+    whole = (tmp_path / "pets" / "dog" / "000.jpg").read_bytes()
+    (tmp_path / "pets" / "dog" / "half.jpg").write_bytes(whole[:len(whole) // 2])
+    result = imgclf("prepare", "pets")
+    assert result.returncode == 0, result.stderr
+    aside = pd.read_csv(tmp_path / "data" / "pets" / "quarantine.csv")
+    assert sorted(path.split("/")[-1] for path in aside.path) == ["half.jpg", "notes.jpg"] and aside.reason.str.len().min() > 10
+    manifest = pd.read_csv(tmp_path / "data" / "pets" / "manifest.csv")
+    assert len(manifest) == 24 and not manifest.path.str.contains("half|notes").any()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.parametrize("option", ["--data-dir", "--model-dir", "--results-dir"])
+def test_full_disk(imgclf, small_disk, tmp_path, option):
+    """Whichever folder is on the full disk: a message, and no part of a file."""
+    (small_disk / "filler").write_bytes(b"x" * 1_000_000)
+    result = imgclf("run", "digits", "--top-n", "2", "--image-size-px", "32", "--head-epochs", "1", "--fine-tune-epochs", "0",
+                    option, small_disk / "here")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "disk is full" in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+    assert not [path for path in small_disk.rglob("*") if path.is_file() and path.name != "filler" and path.suffix != ".csv"]
+
+
+def test_ctrl_c_leaves_no_parts(tmp_path):
+    """An interrupted training says so, without a traceback."""
+    process = subprocess.Popen([Path(sys.executable).parent / "imgclf", "run"], cwd=tmp_path, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("checkpoint.pth")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors and "stopped" in errors
+    assert not list(tmp_path.rglob(".*.partial"))
