@@ -6,7 +6,7 @@ ARG BASE_IMAGE=python:3.11-slim
 FROM ${BASE_IMAGE} AS build
 WORKDIR /src
 COPY . .
-RUN python3 -m venv /venv && /venv/bin/pip install --no-cache-dir build && /venv/bin/python -m build --wheel --outdir /dist
+RUN python3 -m venv /venv && /venv/bin/pip install --no-cache-dir build && /venv/bin/python -m build --outdir /dist
 
 FROM ${BASE_IMAGE} AS base
 RUN useradd --create-home --uid 1000 imgclf && python3 -m venv /venv

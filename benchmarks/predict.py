@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 PEER = """
 import sys, torch, torchvision.transforms.v2 as T
 from PIL import Image
-from imgclf_nb.backbones import load_network
+from imgclf_nb.weights import load_network
 net, mean, std = load_network("efficientnet_lite0")
 prepare = T.Compose([T.Resize(256), T.CenterCrop(224), T.ToImage(), T.ToDtype(torch.float32, scale=True), T.Normalize(mean, std)])
 files = open(sys.argv[1]).read().split("\\n")

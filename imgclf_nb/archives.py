@@ -56,7 +56,7 @@ class _Metered:
         self.budget.check(self.file.tell() + size)
         return self.file.read(size)
 
-# %% ../nbs/01b_archives.ipynb #a5728cc2
+# %% ../nbs/01b_archives.ipynb #858a017d
 def _list_zip(file, budget):
     "Members of a zip, as (name, plain file, folder, opener)."
     with zipfile.ZipFile(file) as archive:
@@ -77,6 +77,14 @@ def _list_tar(file, budget):
         if file.read(512) != bytes(512): raise tarfile.ReadError("it breaks off before its end")
         while file.read(2**20): pass
 
+def _find_reader(file):
+    "The function that lists the members of this archive."
+    start = file.read(262)
+    is_tar = start[:2] == b"\x1f\x8b" or start[257:] == b"ustar"
+    reader = _list_tar if is_tar or not zipfile.is_zipfile(file) else _list_zip
+    file.seek(0)
+    return reader
+
 # %% ../nbs/01b_archives.ipynb #bfa4e0c5
 def _find_place(
     name: str,       # Name of a member, as the archive gives it
@@ -89,14 +97,12 @@ def _find_place(
                         f"target folder; get the archive from a source that you trust")
     return None if not pure.parts or any(map(is_debris, pure.parts)) else Path(*pure.parts)
 
-# %% ../nbs/01b_archives.ipynb #d26699fb
+# %% ../nbs/01b_archives.ipynb #cff2e61c
 def _unpack(path, target: Path, budget, depth: int) -> int:
     "Unpack pictures, and archives down to `depth` levels; give the number of pictures."
     n_images = 0
     with open(path, "rb") as file:
-        members = (_list_zip if zipfile.is_zipfile(file) else _list_tar)
-        file.seek(0)
-        for name, plain, is_folder, open_member in members(file, budget):
+        for name, plain, is_folder, open_member in _find_reader(file)(file, budget):
             place = _find_place(name, budget.path)
             if is_folder: continue
             if not plain:

@@ -16,27 +16,34 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .files import hash_file, replace_folder
 from .settings import ImgclfError
 
-# %% ../nbs/06_bundle.ipynb #4c093ec2
+# %% ../nbs/06_bundle.ipynb #91d4578c
 class BundleError(ImgclfError):
     "A bundle is missing, incomplete, damaged, or newer than this program."
 
 SCHEMA = 1  # version of bundle.json; it grows when older readers would misunderstand the file
 
+# %% ../nbs/06_bundle.ipynb #32748645
 class BundleInfo(BaseModel):
     "What `bundle.json` says about a model."
     model_config = ConfigDict(frozen=True, populate_by_name=True, protected_namespaces=())
     schema_version: int = Field(SCHEMA, alias="schema", ge=1, description="Version of this format")
     name: str = Field(min_length=1, description="Name of the model, usually that of its data set")
     arch: str = Field(description="Backbone, by its torchvision or timm name")
-    labels: list[str] = Field(min_length=2, description="Classes, in the order of the probabilities")
+    labels: list[str] = Field(
+        min_length=2, description="Classes, in the order of the probabilities")
     image_size_px: int = Field(gt=0, le=4096, description="Side of the input square, in pixels")
-    fit: Literal["squish", "pad", "crop"] = Field("squish", description="How a picture becomes a square")
-    temperature: float = Field(1.0, gt=0, description="Softmax temperature inside the network, for the record")
-    precision: Literal["auto", "f32"] = Field("auto", description="f32 where bfloat16 changed too many answers at export")
-    thresholds: dict[str, float] = Field({}, description="`unsure`: least probability of a sure answer, 0 to 1")
+    fit: Literal["squish", "pad", "crop"] = Field(
+        "squish", description="How a picture becomes a square")
+    temperature: float = Field(
+        1.0, gt=0, description="Softmax temperature inside the network, for the record")
+    precision: Literal["auto", "f32"] = Field(
+        "auto", description="f32 where bfloat16 changed too many answers at export")
+    thresholds: dict[str, float] = Field(
+        {}, description="`unsure`: least probability of a sure answer, 0 to 1")
     data: dict[str, str | int] = Field({}, description="name, fingerprint, n_train, n_val, n_test")
     metrics: dict[str, float] = Field({}, description="Scores on the validation images, 0 to 1")
-    versions: dict[str, str] = Field({}, description="Libraries that trained and exported the model")
+    versions: dict[str, str] = Field(
+        {}, description="Libraries that trained and exported the model")
     files: dict[str, str] = Field({}, description="SHA-256 of every other file of the bundle")
 
     @field_validator("labels")
@@ -59,7 +66,7 @@ class Bundle:
         "The network."
         return self.path/"model.onnx"
 
-# %% ../nbs/06_bundle.ipynb #32cf4e3e
+# %% ../nbs/06_bundle.ipynb #5bfe69d9
 def _write_card(info: BundleInfo) -> str:
     "Text of the model card."
     rows = [("architecture", info.arch), ("classes", len(info.labels)),
@@ -67,7 +74,8 @@ def _write_card(info: BundleInfo) -> str:
             *((f"data: {k}", f"`{v}`" if k == "fingerprint" else v) for k, v in info.data.items()),
             *((f"{k} (validation)", f"{v:.4f}") for k, v in info.metrics.items()),
             ("softmax temperature", f"{info.temperature:.3f}"),
-            ("made with", ", ".join(f"{k} {v}" for k, v in info.versions.items()) or "not recorded")]
+            ("made with",
+             ", ".join(f"{k} {v}" for k, v in info.versions.items()) or "not recorded")]
     table = "\n".join(f"| {k} | {str(v).replace('|', '/')} |" for k, v in rows)
     return f"""# {info.name}
 
@@ -86,17 +94,17 @@ or, in Python,
     from imgclf_nb.predict import Predictor
     Predictor("THIS_FOLDER").predict("PHOTO.jpg")
 
-`model.onnx` takes `images` (uint8, [N, {info.image_size_px}, {info.image_size_px}, 3], RGB, upright) and gives
-`probabilities` [N, {len(info.labels)}], `features` [N, D] and `evidence` [N, {len(info.labels)}, h, w].
-Normalisation and softmax are inside.
+`model.onnx` takes `images` (uint8, [N, {info.image_size_px}, {info.image_size_px}, 3], RGB,
+upright) and gives `probabilities` [N, {len(info.labels)}], `features` [N, D] and `evidence`
+[N, {len(info.labels)}, h, w]. Normalisation and softmax are inside.
 
 ## Limits
 
-The model knows only the classes above, and names one of them for any picture. Its scores hold for pictures like those
-it learned from; measure it on your own before you rely on it.
+The model knows only the classes above, and names one of them for any picture. Its scores hold for
+pictures like those it learned from; measure it on your own before you rely on it.
 """
 
-# %% ../nbs/06_bundle.ipynb #4a395b5c
+# %% ../nbs/06_bundle.ipynb #5cef7626
 def write_bundle(
     path: str | Path,        # Folder of the bundle; it is replaced if it exists
     info: BundleInfo,        # What the model is; `files` is filled in here
@@ -105,9 +113,11 @@ def write_bundle(
 ) -> Bundle:                 # The bundle, as `read_bundle` would give it
     "Write a model bundle, which appears whole or not at all."
     path, model_file = Path(path), Path(model_file)
-    if not model_file.is_file(): raise BundleError(f"no such file {model_file}: export the model to ONNX first")
+    if not model_file.is_file():
+        raise BundleError(f"no such file {model_file}: export the model to ONNX first")
     if model_file.with_name(model_file.name + ".data").exists():
-        raise BundleError(f"the weights of {model_file} lie in a second file: export with external_data=False")
+        raise BundleError(f"the weights of {model_file} lie in a second file: "
+                          "export with external_data=False")
     with replace_folder(path) as new:
         shutil.copyfile(model_file, new/"model.onnx")
         (new/"README.md").write_text(_write_card(info), encoding="utf-8")
@@ -117,7 +127,7 @@ def write_bundle(
         (new/"bundle.json").write_text(text + "\n", encoding="utf-8")
     return Bundle(path, info, hash_file(path/"bundle.json"))
 
-# %% ../nbs/06_bundle.ipynb #9f1ad2ab
+# %% ../nbs/06_bundle.ipynb #57af1bef
 def _read_info(path: Path) -> BundleInfo:
     "Parse `bundle.json`; raise `BundleError` for anything that is not understood."
     try:
@@ -125,37 +135,44 @@ def _read_info(path: Path) -> BundleInfo:
         version = values["schema"]
         newer = isinstance(version, int) and version > SCHEMA
     except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} is not the description of a bundle ({type(error).__name__}: {error}); "
-                          "copy or export the bundle again") from error
-    if newer: raise BundleError(f"{path} has schema {version}, this program reads up to {SCHEMA}: upgrade imgclf_nb")
+        raise BundleError(f"{path} is not the description of a bundle ({type(error).__name__}: "
+                          f"{error}); copy or export the bundle again") from error
+    if newer:
+        raise BundleError(f"{path} has schema {version}, this program reads up to {SCHEMA}: "
+                          "upgrade imgclf_nb")
     try: return BundleInfo.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise BundleError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; "
                           "copy or export the bundle again") from error
 
-# %% ../nbs/06_bundle.ipynb #b1d93f92
+# %% ../nbs/06_bundle.ipynb #e430db7e
 def _check_files(path: Path, info: BundleInfo) -> None:
     "Raise `BundleError` unless every file of the bundle is there and has its checksum."
     for name in sorted({"model.onnx", *info.files}):
-        if name != Path(name).name: raise BundleError(f"{path}/bundle.json names {name!r}, which is outside its folder")
-        if not (path/name).is_file(): raise BundleError(f"{path/name} is missing: copy the whole folder again")
+        if name != Path(name).name:
+            raise BundleError(f"{path}/bundle.json names {name!r}, which is outside its folder")
+        if not (path/name).is_file():
+            raise BundleError(f"{path/name} is missing: copy the whole folder again")
         if hash_file(path/name) != info.files.get(name):
             raise BundleError(f"{path/name} has the wrong checksum, so it was damaged or changed: "
                               "copy or export the bundle again")
 
-# %% ../nbs/06_bundle.ipynb #a3a399ea
+# %% ../nbs/06_bundle.ipynb #b2977207
 def read_bundle(
     path: str | Path, # Folder of the bundle
 ) -> Bundle:          # The bundle, with every checksum verified
     "Read and verify a model bundle; raises `BundleError`."
     path = Path(path)
-    if not path.is_dir(): raise BundleError(f"no such folder {path}: train a model first (imgclf train), "
-                                            "or give the folder of a bundle")
-    if not (path/"bundle.json").is_file():
-        near = f", did you mean {path/'bundle'}?" if (path/"bundle"/"bundle.json").is_file() else ""
-        raise BundleError(f"{path/'bundle.json'} is missing, so {path} is no model bundle{near}")
     try:
+        if not path.is_dir():
+            raise BundleError(f"no such folder {path}: train a model first (imgclf train), "
+                              "or give the folder of a bundle")
+        if not (path/"bundle.json").is_file():
+            inner = path/"bundle"
+            near = f", did you mean {inner}?" if (inner/"bundle.json").is_file() else ""
+            raise BundleError(f"{path/'bundle.json'} is missing, "
+                              f"so {path} is no model bundle{near}")
         info = _read_info(path/"bundle.json")
         _check_files(path, info)
         return Bundle(path, info, hash_file(path/"bundle.json"))

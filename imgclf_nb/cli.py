@@ -18,49 +18,67 @@ from .files import explain_storage
 from .images import SUFFIXES
 from .settings import ImgclfError, Settings, SettingsError, nearest_names
 
-# %% ../nbs/10_cli.ipynb #b5d2c0fe
+# %% ../nbs/10_cli.ipynb #4624f962
 _WHERE = ["name", "data_dir", "seed"]
 _PICTURES = ["workers", "max_megapixels"]
-_PREPARE = [*_WHERE, "top_n", "val_share", "test_share", "max_archive_gb", "image_size_px", "fit", *_PICTURES, "max_file_mb"]
-_TRAIN = [*_WHERE, "model_dir", "results_dir", "image_size_px", "fit", *_PICTURES, "arch", "weights", "batch_size", "head_epochs",
-          "fine_tune_epochs", "fine_tune_stages", "head_lr", "fine_tune_lr", "find_lr", "balance", "mixup", "label_smoothing",
-          "flip", "resume", "precision"]
+_PREPARE = [*_WHERE, "top_n", "val_share", "test_share", "max_archive_gb", "image_size_px", "fit",
+            *_PICTURES, "max_file_mb"]
+_TRAIN = [*_WHERE, "model_dir", "results_dir", "image_size_px", "fit", *_PICTURES, "arch",
+          "weights", "batch_size", "head_epochs", "fine_tune_epochs", "fine_tune_stages",
+          "head_lr", "fine_tune_lr", "find_lr", "balance", "mixup", "label_smoothing", "flip",
+          "resume", "precision"]
 _EVALUATE = [*_WHERE, "model_dir", "results_dir", *_PICTURES, "precision"]
+_PREDICT = ["model_dir", "top_k", "format", *_PICTURES, "precision"]
+_RUN = list(dict.fromkeys([*_PREPARE, *_TRAIN, *_EVALUATE]))
 COMMANDS = {  # name -> what it does, and the settings that are its options
-    "prepare": ("Find, verify, de-duplicate and split pictures; leaves data/<name>/manifest.csv and report.html.", _PREPARE),
-    "train": ("Train on a prepared data set in two phases; leaves model/bundle and results/history.csv.", _TRAIN),
-    "evaluate": ("Score the bundle on the test split; leaves results/metrics.json and report.html.", _EVALUATE),
-    "predict": ("Name what is on pictures: files, or folders of them.", ["model_dir", "top_k", "format", *_PICTURES, "precision"]),
-    "run": ("prepare, train and evaluate.", list(dict.fromkeys([*_PREPARE, *_TRAIN, *_EVALUATE]))),
+    "prepare": ("Find, verify, de-duplicate and split pictures; "
+                "leaves data/<name>/manifest.csv and report.html.", _PREPARE),
+    "train": ("Train on a prepared data set in two phases; "
+              "leaves model/bundle and results/history.csv.", _TRAIN),
+    "evaluate": ("Score the bundle on the test split; "
+                 "leaves results/metrics.json and report.html.", _EVALUATE),
+    "predict": ("Name what is on pictures: files, or folders of them.", _PREDICT),
+    "run": ("prepare, train and evaluate.", _RUN),
 }
 
-# %% ../nbs/10_cli.ipynb #92a5ec33
+# %% ../nbs/10_cli.ipynb #06b73675
 class _Help(argparse.HelpFormatter):
     "Help without the defaults that say nothing."
     def _format_action(self, action):
-        if action.help: action.help = action.help.replace(" (default: None)", "").replace(" (default: [])", "")
+        for empty in (" (default: None)", " (default: [])"):
+            if action.help: action.help = action.help.replace(empty, "")
         return super()._format_action(action)
 
+# %% ../nbs/10_cli.ipynb #07f81c43
 def _limits(field) -> str:
     "The range of a number, for the help."
-    rules = {key: getattr(rule, key) for rule in field.metadata for key in ("ge", "gt", "le", "lt") if hasattr(rule, key)}
+    rules = {key: getattr(rule, key) for rule in field.metadata
+             for key in ("ge", "gt", "le", "lt") if hasattr(rule, key)}
     low, high = rules.get("ge", rules.get("gt")), rules.get("le", rules.get("lt"))
     if low is None: return ""
-    return f" [{'over ' if 'gt' in rules else ''}{low}" + (f" to {'under ' if 'lt' in rules else ''}{high}]" if high is not None else " or more]")
+    least = f"{'over ' if 'gt' in rules else ''}{low}"
+    most = f"to {'under ' if 'lt' in rules else ''}{high}" if high is not None else "or more"
+    return f" [{least} {most}]"
 
+# %% ../nbs/10_cli.ipynb #cea08f02
 def _make_parser(command: str) -> type:
     "A settings class that knows this command's options only."
     about, options = COMMANDS[command]
-    fields = {name: Settings.model_fields[name] for name in options}
-    fields = {name: (field.annotation, Field(default=field.default, default_factory=field.default_factory,
-                                             description=(field.description or "") + _limits(field)))
-              for name, field in fields.items()}
-    if command == "predict": fields["paths"] = (CliPositionalArg[list[str]], Field(description="Files or folders"))
-    else: fields["source"] = (CliPositionalArg[str], Settings.model_fields["source"])
+    fields = {}
+    for name in options:
+        field = Settings.model_fields[name]
+        fields[name] = field.annotation, Field(
+            default=field.default, default_factory=field.default_factory,
+            description=(field.description or "") + _limits(field))
+    if command == "predict":
+        fields["paths"] = CliPositionalArg[list[str]], Field(description="Files or folders")
+    else: fields["source"] = CliPositionalArg[str], Settings.model_fields["source"]
     parser = create_model(command, __base__=Settings.__base__, __doc__=about, **fields)
-    parser.model_config.update(extra="ignore", cli_exit_on_error=False, cli_prog_name=f"imgclf {command}")
+    parser.model_config.update(extra="ignore", cli_exit_on_error=False,
+                               cli_prog_name=f"imgclf {command}")
     return parser
 
+# %% ../nbs/10_cli.ipynb #fea0c568
 def parse_words(
     command: str, # One of `COMMANDS`
     words: list,  # What stands behind it on the command line
@@ -71,105 +89,135 @@ def parse_words(
         source = CliSettingsSource(parser, formatter_class=_Help)
         given = CliApp.run(parser, cli_args=list(words), cli_settings_source=source)
     except ParserError as error:
-        reason = str(error).removeprefix("error parsing CLI: ")
-        wrong = next((word for word in words if word.startswith("--") and word.split("=")[0] in reason), "")
-        near = nearest_names(wrong.split("=")[0], [f"--{name.replace('_', '-')}" for name in parser.model_fields]) if wrong else ""
+        reason, near = str(error).removeprefix("error parsing CLI: "), ""
+        options = [f"--{name.replace('_', '-')}" for name in parser.model_fields]
+        names = [word.split("=")[0] for word in words if word.startswith("--")]
+        wrong = next((name for name in names if name in reason), None)
+        if wrong: near = nearest_names(wrong, options)
         raise SettingsError(f"{reason}{near}; see `imgclf {command} --help`") from None
     values = {name: getattr(given, name) for name in given.model_fields_set}
     paths = values.pop("paths", [])
     return Settings(**values), paths
 
-# %% ../nbs/10_cli.ipynb #f4172d73
+# %% ../nbs/10_cli.ipynb #2a9ded77
+def _list_folder(folder: Path) -> list[Path]:
+    "The pictures below a folder, sorted; hidden ones left out."
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES
+                  and not any(part.startswith(".") for part in file.relative_to(folder).parts))
+
 def find_pictures(
     paths: list[str], # Files or folders
-) -> list[Path]:      # Files as given; folders replaced by the pictures below them, sorted; hidden ones left out
-    "List the pictures that `imgclf predict` was asked for."
+) -> list[Path]:      # Files as given; folders replaced by the pictures below them
+    "List the pictures that `imgclf predict` was asked for; raises `SettingsError`."
     found = []
     for path in map(Path, paths):
-        below = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES
-                       and not any(part.startswith(".") for part in file.relative_to(path).parts)) if path.is_dir() else [path]
-        if not below: raise SettingsError(f"no pictures in {path}; looked for {', '.join(SUFFIXES)}")
+        below = _list_folder(path) if path.is_dir() else [path]
+        if not below:
+            raise SettingsError(f"no pictures in {path}; looked for {', '.join(SUFFIXES)}")
         found += below
     return found
 
+# %% ../nbs/10_cli.ipynb #f3e3575e
 def _rows(files: list[Path], answers) -> dict:
     "One dict for each picture, as the JSON output has it."
     for path, answer in zip(files, answers):
         if isinstance(answer, Exception): yield {"path": str(path), "error": str(answer)}
-        else: yield {"path": str(path), "label": answer.label, "probability": answer.probability,
-                     "predictions": [{"label": label, "probability": p} for label, p in answer.predictions]}
+        else:
+            predictions = [{"label": label, "probability": p} for label, p in answer.predictions]
+            yield {"path": str(path), "label": answer.label, "probability": answer.probability,
+                   "predictions": predictions}
 
+# %% ../nbs/10_cli.ipynb #f3313138
 def _print_rows(rows, format: str) -> None:
     "Write predictions to standard output, each as soon as it is there."
     if format == "json":
-        for number, row in enumerate(rows): print("[" if number == 0 else ",", json.dumps(row, ensure_ascii=False), sep="\n" if number else "")
+        for number, row in enumerate(rows):
+            print(",\n" if number else "[", json.dumps(row, ensure_ascii=False), sep="")
         print("]")
     elif format == "csv":
+        columns = ["path", "label", "probability", "error"]
         writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(["path", "label", "probability", "error"])
-        for row in rows: writer.writerow([row["path"], row.get("label", ""), row.get("probability", ""), row.get("error", "")])
+        writer.writerow(columns)
+        for row in rows: writer.writerow([row.get(column, "") for column in columns])
     else:
         for row in rows:
-            best = "   ".join(f"{p['label']} {p['probability']:.1%}" for p in row.get("predictions", ()))
-            print(f"{row['path']}   {best or 'error: ' + row['error']}")
+            best = [f"{p['label']} {p['probability']:.1%}" for p in row.get("predictions", ())]
+            print(f"{row['path']}   {'   '.join(best) or 'error: ' + row['error']}")
 
-# %% ../nbs/10_cli.ipynb #1d4e4be0
+# %% ../nbs/10_cli.ipynb #a62b2fa3
 def _prepare(settings: Settings) -> None:
     from imgclf_nb.data import prepare_data, read_manifest
     data = prepare_data(settings)
-    manifest, aside = read_manifest(data), sum(1 for _ in open(data/"quarantine.csv", encoding="utf-8")) - 1
-    counts = ", ".join(f"{(manifest.split == split).sum():,} {split}" for split in ("train", "val", "test"))
-    print(f"{data}: {len(manifest):,} pictures of {manifest.label.nunique()} classes ({counts}); {aside:,} set aside. "
-          f"See {data/'report.html'}", flush=True)
+    manifest = read_manifest(data)
+    with open(data/"quarantine.csv", encoding="utf-8") as file: aside = sum(1 for _ in file) - 1
+    counts = ", ".join(f"{(manifest.split == split).sum():,} {split}"
+                       for split in ("train", "val", "test"))
+    print(f"{data}: {len(manifest):,} pictures of {manifest.label.nunique()} classes ({counts}); "
+          f"{aside:,} set aside. See {data/'report.html'}", flush=True)
 
+# %% ../nbs/10_cli.ipynb #623cf317
 def _train(settings: Settings) -> None:
     from imgclf_nb.export import train_bundle
     bundle = train_bundle(settings)
-    print(f"{bundle.path}: {bundle.info.metrics['accuracy']:.1%} of the validation images right; "
-          f"the bundle agrees with the trained network on {bundle.info.metrics['same_top1']:.1%} of them", flush=True)
+    metrics = bundle.info.metrics
+    print(f"{bundle.path}: {metrics['accuracy']:.1%} of the validation images right; "
+          f"the bundle agrees with the trained network on {metrics['same_top1']:.1%} of them",
+          flush=True)
 
+# %% ../nbs/10_cli.ipynb #e5447170
 def _evaluate(settings: Settings) -> None:
     from imgclf_nb.evaluate import evaluate, summarize_metrics
     print(summarize_metrics(evaluate(settings)))
 
+# %% ../nbs/10_cli.ipynb #40cddce0
 def _run(settings: Settings) -> None:
-    from imgclf_nb.backbones import load_network
+    from imgclf_nb.weights import load_network
     resolved = settings.resolve()
-    load_network(resolved.arch, weights=resolved.weights)   # before anything is written for a training that can't start
+    load_network(resolved.arch, weights=resolved.weights)
     for step in (_prepare, _train, _evaluate): step(settings)
     print(f"\nReport: {settings.results_dir/'report.html'}\nNext:   imgclf predict PICTURE...")
 
+# %% ../nbs/10_cli.ipynb #76469f34
 def _predict(settings: Settings, paths: list) -> None:
     from imgclf_nb.predict import Predictor
     files = find_pictures(paths)
-    predictor = Predictor(settings.model_dir/"bundle", precision=settings.precision, workers=settings.workers,
-                          max_megapixels=settings.max_megapixels)
-    _print_rows(_rows(files, predictor.predict_many(files, top_k=settings.top_k)), settings.format)
+    predictor = Predictor(settings.model_dir/"bundle", precision=settings.precision,
+                          workers=settings.workers, max_megapixels=settings.max_megapixels)
+    answers = predictor.predict_many(files, top_k=settings.top_k)
+    _print_rows(_rows(files, answers), settings.format)
 
-# %% ../nbs/10_cli.ipynb #c40b0e1a
+# %% ../nbs/10_cli.ipynb #df2a2669
 def _overview() -> str:
     "What `imgclf` alone prints."
     rows = "\n".join(f"  {name:<10}{about}" for name, (about, _) in COMMANDS.items())
-    return (f"imgclf {__version__}: train an image classifier on your own pictures, and trust its score.\n\n"
+    return (f"imgclf {__version__}: train an image classifier on your own pictures, "
+            f"and trust its score.\n\n"
             f"usage: imgclf COMMAND [SOURCE] [--option value]\n\n{rows}\n\n"
-            "SOURCE: digits (the default), caltech101, a folder with a folder for each class, an archive of it, or a CSV file.\n"
-            "Every option is also a variable IMGCLF_... in the environment or in .env. More: imgclf COMMAND --help")
+            f"SOURCE: digits (the default), caltech101, a folder with a folder for each class, "
+            f"an archive of it, or a CSV file.\n"
+            f"Every option is also a variable IMGCLF_... in the environment or in .env. "
+            f"More: imgclf COMMAND --help")
+
+# %% ../nbs/10_cli.ipynb #154264fb
+def _do(words: list[str]) -> None:
+    "Run one command; raises `ImgclfError`."
+    if words[0] not in COMMANDS:
+        near = nearest_names(words[0], list(COMMANDS))
+        raise SettingsError(f"unknown command {words[0]!r}{near}; see `imgclf --help`")
+    settings, paths = parse_words(words[0], words[1:])
+    with explain_storage(settings.data_dir):
+        if words[0] == "predict": _predict(settings, paths)
+        else: globals()[f"_{words[0]}"](settings)
 
 def main(
-    words: list[str] | None = None, # Command line without the program's name; by default this process's
+    words: list[str] | None = None, # Command line without the program's name; by default ours
 ) -> int:                           # Exit code: 0, 2 for a mistake of the user, 130 after Ctrl-C
     "Run the `imgclf` command."
     words = sys.argv[1:] if words is None else list(words)
     if not words or words[0] in ("-h", "--help", "help"): print(_overview()); return 0
     if words[0] in ("-V", "--version"): print(__version__); return 0
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    try:
-        if words[0] not in COMMANDS:
-            raise SettingsError(f"unknown command {words[0]!r}{nearest_names(words[0], list(COMMANDS))}; see `imgclf --help`")
-        settings, paths = parse_words(words[0], words[1:])
-        with explain_storage(settings.data_dir):
-            if words[0] == "predict": _predict(settings, paths)
-            else: globals()[f"_{words[0]}"](settings)
+    try: _do(words)
     except ImgclfError as error:
         print(f"imgclf: {' '.join(str(error).split())}", file=sys.stderr); return 2
     except KeyboardInterrupt:

@@ -22,11 +22,12 @@ from .report import write_report
 from .settings import Settings, nearest_names
 from .sources import SPLITS, Source, name_source, open_source
 
-# %% ../nbs/02a_data.ipynb #9f683987
+# %% ../nbs/02a_data.ipynb #1b26a71a
 def _inspect(path: str, settings: Settings) -> tuple:
     "Checksum, width and height in pixels, and why the file can't be used (empty if it can)."
     try:
         path.encode()
+        if "\r" in path: raise ImageError("the file's name holds a line break; rename it")
         info = os.stat(path)
         if not stat.S_ISREG(info.st_mode): raise ImageError("not a file")
         if info.st_size > settings.max_file_mb * 1e6:
@@ -38,7 +39,8 @@ def _inspect(path: str, settings: Settings) -> tuple:
         return hashlib.sha256(data).hexdigest(), *size_px, ""
     except ImageError as error: reason = str(error)
     except UnicodeEncodeError: reason = "the file's name is not UTF-8; rename it"
-    except OSError as error: reason = f"can't be read: {error.strerror}"
+    except (OSError, ValueError) as error:
+        reason = f"can't be read: {getattr(error, 'strerror', None) or error}"
     return "", 0, 0, reason
 
 def _inspect_all(files: pd.DataFrame, settings: Settings) -> pd.DataFrame:
@@ -135,7 +137,7 @@ def _check_enough(manifest: pd.DataFrame, quarantine: pd.DataFrame, settings: Se
                     f"more, not copies, in train, val and test; add images"
                     + (f", or take --top-n {fewer}" if fits else "") + aside)
 
-# %% ../nbs/02a_data.ipynb #1194580a
+# %% ../nbs/02a_data.ipynb #ddb40989
 _COLUMNS = ["path", "label", "split", "sha256", "width_px", "height_px", "group"]
 
 def find_data(
@@ -148,6 +150,7 @@ def find_data(
     raise DataError(f"no prepared data in {folder}{nearest_names(folder.name, known)}; "
                     f"run `imgclf prepare {settings.source}` first")
 
+# %% ../nbs/02a_data.ipynb #8606ec2d
 def read_manifest(
     folder: str | Path, # Folder of a prepared data set
 ) -> pd.DataFrame:      # Columns of manifest.csv; `path` can be opened as it is, labels are strings
@@ -161,7 +164,9 @@ def read_manifest(
     if missing := [name for name in _COLUMNS if name not in manifest]:
         raise DataError(f"{file} has no column {', '.join(missing)}; run `imgclf prepare` again")
     manifest["path"] = [str(Path(folder)/path) for path in manifest.path]
-    return manifest.astype(dict(width_px=int, height_px=int))
+    try: return manifest.astype(dict(width_px=int, height_px=int))
+    except ValueError as error:
+        raise DataError(f"can't read {file} ({error}); run `imgclf prepare` again") from error
 
 def fingerprint_data(
     manifest: pd.DataFrame, # Columns sha256, label and split
@@ -236,10 +241,11 @@ def _write_overview(manifest, quarantine, source: Source, settings: Settings):
         ("Label conflicts", listed(conflicts, ["reason"], none="No file has two labels.")),
         ("Quarantine", listed(quarantine, ["label", "reason"], none="All could be used."))])
 
-# %% ../nbs/02a_data.ipynb #c2c162f2
+# %% ../nbs/02a_data.ipynb #6c119000
 def _mend(name: str) -> str:
-    "A file's name with a sign in place of bytes that are not UTF-8, so that it can be written."
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    "A file's name with a sign in place of what a table of text can't hold."
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return name.replace("\r", "\ufffd")
 
 def _write_table(table: pd.DataFrame, path: Path, folder: Path):
     "Write a CSV with paths relative to the data folder where they lie in it."

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['has_md5', 'download_file']
 
-# %% ../nbs/01c_download.ipynb #c40f5288
+# %% ../nbs/01c_download.ipynb #b6e69c9c
 import hashlib, queue, threading
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import httpx
@@ -47,14 +46,16 @@ def _fetch_rest(client, url: str, part: Path, timeout_s: float):
                     raise DataError("a web page instead of the file")
                 file.write(chunk)
 
-# %% ../nbs/01c_download.ipynb #838ba37a
+# %% ../nbs/01c_download.ipynb #5550961b
 def has_md5(
     path: str | Path, # File to read
     md5: str,         # 32 hexadecimal digits
 ) -> bool:            # Whether the file's MD5 is that
     "Compare the MD5 of a file."
-    new_md5 = partial(hashlib.md5, usedforsecurity=False)
-    with open(path, "rb") as file: return hashlib.file_digest(file, new_md5).hexdigest() == md5
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(2**20): digest.update(block)
+    return digest.hexdigest() == md5
 
 # %% ../nbs/01c_download.ipynb #cad9026e
 def download_file(

@@ -23,7 +23,7 @@ from .predict import Predictor
 from .report import write_report
 from .settings import ImgclfError, Settings
 
-# %% ../nbs/08b_evaluate.ipynb #22ffb824
+# %% ../nbs/08b_evaluate.ipynb #6f9fccf4
 class EvaluationError(ImgclfError):
     "Bundle and data set don't belong together, or a test image can't be read any more."
 
@@ -31,16 +31,19 @@ def _check_fit(info, manifest: pd.DataFrame, name: str) -> None:
     "Raise `EvaluationError` unless the bundle can be scored fairly on this data set."
     ours, theirs = set(info.labels), set(manifest["label"])
     if ours != theirs:
-        few = lambda labels: ", ".join(sorted(labels)[:5]) + (", ..." if len(labels) > 5 else "") or "none"
-        raise EvaluationError(f"the model {info.name} has other classes than the data set {name}: only the model has "
-                              f"{few(ours - theirs)}; only the data has {few(theirs - ours)}. Train on this data set first")
+        def few(labels):
+            return ", ".join(sorted(labels)[:5]) + (", ..." if len(labels) > 5 else "") or "none"
+        raise EvaluationError(f"the model {info.name} has other classes than the data set {name}: "
+                              f"only the model has {few(ours - theirs)}; only the data has "
+                              f"{few(theirs - ours)}. Train on this data set first")
     known = info.data.get("fingerprint")
     if info.data.get("name") == name and known and known != fingerprint_data(manifest):
-        raise EvaluationError(f"the data set {name} was prepared anew after the model was trained, so test images may "
-                              "be ones it learned from: train again")
-    if not (manifest["split"] == "test").any(): raise EvaluationError(f"the data set {name} has no test images")
+        raise EvaluationError(f"the data set {name} was prepared anew after the model was trained, "
+                              "so test images may be ones it learned from: train again")
+    if not (manifest["split"] == "test").any():
+        raise EvaluationError(f"the data set {name} has no test images")
 
-# %% ../nbs/08b_evaluate.ipynb #0b2735d1
+# %% ../nbs/08b_evaluate.ipynb #72bbf1a0
 def _predict_test(predictor: Predictor, paths: list) -> np.ndarray:
     "Probabilities for each path, [N,C]; raises `EvaluationError` for an image that can't be read."
     probabilities = np.zeros((len(paths), len(predictor.labels)))
@@ -48,18 +51,20 @@ def _predict_test(predictor: Predictor, paths: list) -> np.ndarray:
     answers = predictor.predict_many(paths, top_k=len(column))
     for row, answer in enumerate(track(answers, "evaluating", total=len(paths))):
         if isinstance(answer, ImageError):
-            raise EvaluationError(f"{paths[row]}: {answer}. It was readable when the data set was prepared: "
-                                  "put it back, or run imgclf prepare again and train") from answer
-        for label, probability in answer.predictions: probabilities[row, column[label]] = probability
+            raise EvaluationError(f"{paths[row]}: {answer}. It was readable when the data set was "
+                                  "prepared: put it back, or run imgclf prepare again and train"
+                                  ) from answer
+        for label, probability in answer.predictions:
+            probabilities[row, column[label]] = probability
     return probabilities
 
-# %% ../nbs/08b_evaluate.ipynb #7e9ec3e4
+# %% ../nbs/08b_evaluate.ipynb #a8914944
 def _caption(test: pd.DataFrame, probabilities: np.ndarray, row: int, labels: list) -> tuple:
     "Picture and caption of one test image."
     best, path = probabilities[row].argmax(), Path(test["path"][row])
-    picture = Image.fromarray(load_pixels(path, size_px=160, fit="pad"))
-    return picture, (f"{path.name}: {test['label'][row]}, named {labels[best]} "
-                     f"with {probabilities[row, best]:.1%}")
+    pixels = load_pixels(path, size_px=160, fit="pad", max_megapixels=float("inf"))   # known by now
+    return Image.fromarray(pixels), (f"{path.name}: {test['label'][row]}, named {labels[best]} "
+                                     f"with {probabilities[row, best]:.1%}")
 
 def find_top_losses(
     test: pd.DataFrame,        # Test rows of the manifest, numbered from 0
@@ -69,10 +74,11 @@ def find_top_losses(
     most: int = 10,            # How many pictures at the most
 ) -> list:                     # (Pillow picture, caption), the greatest loss first
     "Show the test images whose true class got the least probability."
-    of_truth = probabilities[np.arange(len(test)), [labels.index(label) for label in test["label"]]]
-    return [_caption(test, probabilities, row, labels) for row in np.argsort(of_truth, kind="stable")[:most]]
+    truth = [labels.index(label) for label in test["label"]]
+    order = np.argsort(probabilities[np.arange(len(test)), truth], kind="stable")
+    return [_caption(test, probabilities, row, labels) for row in order[:most]]
 
-# %% ../nbs/08b_evaluate.ipynb #ab1c49c6
+# %% ../nbs/08b_evaluate.ipynb #a4936151
 def _show_confusions(test, probabilities, labels, confusion) -> list:
     "What the report says on confused pairs: a table, then a few pictures of each pair."
     pairs = rank_confusions(confusion, labels)
@@ -80,86 +86,105 @@ def _show_confusions(test, probabilities, labels, confusion) -> list:
     named, parts = np.array(labels)[probabilities.argmax(1)], [pairs]
     for truth, prediction in zip(pairs["truth"], pairs["prediction"]):
         rows = np.flatnonzero((test["label"] == truth) & (named == prediction))[:6]
-        parts += [f"{truth}, taken for {prediction}:", [_caption(test, probabilities, row, labels) for row in rows]]
+        parts += [f"{truth}, taken for {prediction}:",
+                  [_caption(test, probabilities, row, labels) for row in rows]]
     return parts
 
-# %% ../nbs/08b_evaluate.ipynb #a9f58694
+# %% ../nbs/08b_evaluate.ipynb #da129926
 def _say_interval(metrics: dict) -> str:
     "The 95 % interval of the accuracy in words."
     low, high = metrics["accuracy_ci95"]
     if low < 1: return f"95 % interval {low:.2%} to {high:.2%}"
-    return f"no error in {metrics['n_test']:,}; with 95 % confidence at least {max(0, 1 - 3 / metrics['n_test']):.2%}"
+    least = max(0, 1 - 3 / metrics["n_test"])
+    return f"no error in {metrics['n_test']:,}; with 95 % confidence at least {least:.2%}"
 
-# %% ../nbs/08b_evaluate.ipynb #3c8bfe78
+# %% ../nbs/08b_evaluate.ipynb #7e81d2db
 def summarize_metrics(
     metrics: dict, # As `evaluate` gives them
 ) -> str:          # A short table, one line for each number
     "Put the score into a few lines for a terminal."
-    worst = min((l for l, s in metrics["per_class"].items() if s["support"]),
-                key=lambda label: metrics["per_class"][label]["f1"])
-    wrong = metrics["n_test"] - int(np.trace(metrics["confusion_matrix"]))
-    rows = [("test images", f"{metrics['n_test']:,} in {len(metrics['labels'])} classes, {wrong:,} wrong"),
+    scores, model, n_test = metrics["per_class"], metrics["model"], metrics["n_test"]
+    worst = min((l for l, s in scores.items() if s["support"]), key=lambda l: scores[l]["f1"])
+    wrong = n_test - int(np.trace(metrics["confusion_matrix"]))
+    rows = [("test images", f"{n_test:,} in {len(metrics['labels'])} classes, {wrong:,} wrong"),
             ("accuracy", f"{metrics['accuracy']:.2%}  ({_say_interval(metrics)})"),
-            ("top-5 accuracy", f"{metrics['top5_accuracy']:.2%}"), ("macro F1", f"{metrics['macro_f1']:.4f}"),
+            ("top-5 accuracy", f"{metrics['top5_accuracy']:.2%}"),
+            ("macro F1", f"{metrics['macro_f1']:.4f}"),
             ("log loss", f"{metrics['log_loss']:.4f}"), ("Brier score", f"{metrics['brier']:.4f}"),
             ("calibration error", f"{metrics['ece']:.4f}"),
-            ("weakest class", f"{worst}, F1 {metrics['per_class'][worst]['f1']:.3f}"),
-            ("model", f"{metrics['model']['arch']}, {metrics['model']['precision']}, on {metrics['dataset']['name']}")]
+            ("weakest class", f"{worst}, F1 {scores[worst]['f1']:.3f}"),
+            ("model", f"{model['arch']}, {model['precision']}, on {metrics['dataset']['name']}")]
     return "\n".join(f"  {name:<18} {value}" for name, value in rows)
 
-# %% ../nbs/08b_evaluate.ipynb #4fe538a1
+# %% ../nbs/08b_evaluate.ipynb #d206f149
 def _describe(predictor: Predictor, manifest: pd.DataFrame, name: str) -> dict:
     "What was scored on what, with which versions."
     info, count = predictor.info, manifest["split"].value_counts()
-    packages = {"python": platform.python_version(), **{p: version(p) for p in
-                ("imgclf_nb", "openvino", "numpy", "pillow", "scikit-learn", "scipy")}}
-    return {"dataset": {"name": name, "fingerprint": fingerprint_data(manifest),
-                        **{f"n_{split}": int(count.get(split, 0)) for split in ("train", "val", "test")}},
-            "model": {"name": info.name, "arch": info.arch, "sha256": predictor.sha256, "fit": info.fit,
-                      "precision": predictor.precision, "image_size_px": info.image_size_px,
-                      "temperature": info.temperature}, "versions": packages}
+    names = ("imgclf_nb", "openvino", "numpy", "pillow", "scikit-learn", "scipy")
+    versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    counts = {f"n_{split}": int(count.get(split, 0)) for split in ("train", "val", "test")}
+    return {"dataset": {"name": name, "fingerprint": fingerprint_data(manifest), **counts},
+            "model": {"name": info.name, "arch": info.arch, "sha256": predictor.sha256,
+                      "fit": info.fit, "precision": predictor.precision,
+                      "image_size_px": info.image_size_px, "temperature": info.temperature},
+            "versions": versions}
 
-# %% ../nbs/08b_evaluate.ipynb #8d1f9a33
-def _write_results(folder: Path, metrics: dict, test: pd.DataFrame, probabilities: np.ndarray) -> None:
-    "Write the plot, the report and, last, metrics.json."
-    labels, confusion = metrics["labels"], metrics["confusion_matrix"]
+# %% ../nbs/08b_evaluate.ipynb #536ca4d5
+def _list_sections(metrics: dict, test: pd.DataFrame, probabilities: np.ndarray, matrix) -> list:
+    "The sections of the report; `matrix` is the plot of the confusion matrix."
+    labels = metrics["labels"]
     truth = np.array([labels.index(label) for label in test["label"]])
-    matrix = plot_confusion(confusion, labels)
-    with write_atomic(folder/"confusion_matrix.png") as partial: matrix.savefig(partial, format="png", dpi=110)
-    numbers = pd.Series({k: metrics[k] for k in ("accuracy", "top5_accuracy", "macro_f1", "weighted_f1", "log_loss",
-                                                 "brier", "ece")}, name="value").to_frame()
-    facts = pd.Series({**metrics["dataset"], **metrics["model"], **metrics["versions"]}, name="").astype(str).to_frame()
-    write_report(folder/"report.html", f"{metrics['model']['name']}: results on the test images", [
-        ("Score", [f"{metrics['n_test']:,} test images. Accuracy: {_say_interval(metrics)}.", numbers]),
+    names = ("accuracy", "top5_accuracy", "macro_f1", "weighted_f1", "log_loss", "brier", "ece")
+    numbers = pd.Series({name: metrics[name] for name in names}, name="value").to_frame()
+    facts = {**metrics["dataset"], **metrics["model"], **metrics["versions"]}
+    facts = pd.Series(facts, name="").astype(str).to_frame()
+    classes = pd.DataFrame(metrics["per_class"]).T.astype({"support": int})
+    reliability = plot_reliability(bin_confidences(truth, probabilities), metrics["ece"])
+    return [
+        ("Score", [f"{metrics['n_test']:,} test images. Accuracy: {_say_interval(metrics)}.",
+                   numbers]),
         ("Confusion matrix", ["A row is the truth, a column the prediction.", matrix]),
-        ("Most confused pairs", _show_confusions(test, probabilities, labels, confusion)),
+        ("Most confused pairs",
+         _show_confusions(test, probabilities, labels, metrics["confusion_matrix"])),
         ("Top losses", ["The images whose true class got the least probability.",
                         find_top_losses(test, probabilities, labels=labels, most=20)]),
-        ("Class by class", [plot_f1(metrics["per_class"]), pd.DataFrame(metrics["per_class"]).T.astype({"support": int})]),
-        ("Reliability", [plot_reliability(bin_confidences(truth, probabilities), metrics["ece"])]),
-        ("What was scored", [facts])])
-    with write_atomic(folder/"metrics.json") as partial:
-        partial.write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        ("Class by class", [plot_f1(metrics["per_class"]), classes]),
+        ("Reliability", [reliability]), ("What was scored", [facts])]
 
-# %% ../nbs/08b_evaluate.ipynb #35e2ada2
+# %% ../nbs/08b_evaluate.ipynb #12e92ffc
+def _write_results(folder: Path, metrics: dict, test: pd.DataFrame, probabilities: np.ndarray):
+    "Write the plot, the report and, last, metrics.json."
+    text = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
+    matrix = plot_confusion(metrics["confusion_matrix"], metrics["labels"])
+    sections = _list_sections(metrics, test, probabilities, matrix)
+    with write_atomic(folder/"confusion_matrix.png") as partial:
+        matrix.savefig(partial, format="png", dpi=110)
+    title = f"{metrics['model']['name']}: results on the test images"
+    write_report(folder/"report.html", title, sections)
+    with write_atomic(folder/"metrics.json") as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+# %% ../nbs/08b_evaluate.ipynb #fc0d8e30
 def evaluate(
-    settings: Settings, # `source` or `name`, the three folders, `precision`, `workers` and `seed` are used
+    settings: Settings, # Which data set and bundle, where to write, precision, workers and seed
 ) -> dict:              # What metrics.json holds
-    "Score the bundle on the test split; writes metrics.json, report.html and confusion_matrix.png."
+    "Score the bundle on the test split; writes metrics.json, report.html, confusion_matrix.png."
     began, folder = time.perf_counter(), find_data(settings)
     manifest = read_manifest(folder)
-    predictor = Predictor(settings.model_dir/"bundle", precision=settings.precision, workers=settings.workers,
-                          max_megapixels=settings.max_megapixels)
+    predictor = Predictor(settings.model_dir/"bundle", precision=settings.precision,
+                          workers=settings.workers, max_megapixels=settings.max_megapixels)
     _check_fit(predictor.info, manifest, folder.name)
     test = manifest[manifest["split"] == "test"].reset_index(drop=True)
     loaded = time.perf_counter()
     probabilities = _predict_test(predictor, list(test["path"]))
     predicted = time.perf_counter()
     truth = np.array([predictor.labels.index(label) for label in test["label"]])
-    scores = compute_metrics(truth, probabilities, labels=predictor.labels, groups=test["group"].to_numpy(),
-                             seed=settings.seed)
-    seconds = {"load": loaded - began, "predict": predicted - loaded, "score": time.perf_counter() - predicted}
-    metrics = {"schema": 1, **scores, **_describe(predictor, manifest, folder.name), "seed": settings.seed,
+    scores = compute_metrics(truth, probabilities, labels=predictor.labels,
+                             groups=test["group"].to_numpy(), seed=settings.seed)
+    seconds = {"load": loaded - began, "predict": predicted - loaded,
+               "score": time.perf_counter() - predicted}
+    metrics = {"schema": 1, **scores, **_describe(predictor, manifest, folder.name),
+               "seed": settings.seed,
                "seconds": {step: round(took, 3) for step, took in seconds.items()}}
     _write_results(settings.results_dir, metrics, test, probabilities)
     return metrics

@@ -23,7 +23,7 @@ from .predict import Predictor
 from .settings import Settings
 from .train import train_model
 
-# %% ../nbs/07a_export.ipynb #dc175fdb
+# %% ../nbs/07a_export.ipynb #02dab89e
 class ServedModel(nn.Module):
     "The trained network from bytes of pixels to probabilities."
     def __init__(self,
@@ -36,12 +36,12 @@ class ServedModel(nn.Module):
 
     def forward(self,
         images: torch.Tensor, # uint8 [N, S, S, 3]
-    ) -> tuple:               # probabilities [N, C], features [N, D], evidence [N, C, h, w], all float32
+    ) -> tuple: # float32: probabilities [N, C], features [N, D], evidence [N, C, h, w]
         maps = self.body(images.permute(0, 3, 1, 2).float() / 255)
-        logits = self.head(maps)
-        return (logits / self.temperature).softmax(1), maps.mean((2, 3)), self.head.locate_evidence(maps)
+        probabilities = (self.head(maps) / self.temperature).softmax(1)
+        return probabilities, maps.mean((2, 3)), self.head.locate_evidence(maps)
 
-# %% ../nbs/07a_export.ipynb #d0e3be86
+# %% ../nbs/07a_export.ipynb #65806b44
 def write_onnx(
     model: ServedModel, # The network to write
     path: str | Path,   # File to write
@@ -50,18 +50,20 @@ def write_onnx(
 ) -> Path:              # The file
     "Write the network as ONNX with any number of images at a time."
     example = torch.zeros(2, size_px, size_px, 3, dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1, max=1024)
     quiet = logging.getLogger("torch.onnx"); level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            torch.onnx.export(model.eval(), (example,), str(path), dynamo=True, external_data=False, verbose=False,
-                              input_names=["images"], output_names=["probabilities", "features", "evidence"],
-                              dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=1024)}})
+            torch.onnx.export(model.eval(), (example,), str(path), dynamo=True, external_data=False,
+                              verbose=False, input_names=["images"],
+                              output_names=["probabilities", "features", "evidence"],
+                              dynamic_shapes={"images": {0: batch}})
     finally: quiet.setLevel(level)
     return Path(path)
 
-# %% ../nbs/07a_export.ipynb #55720917
+# %% ../nbs/07a_export.ipynb #755244e1
 def compare_answers(
     ours: np.ndarray,     # Probabilities of the network, [N, C]
     theirs: np.ndarray,   # Probabilities of the bundle, [N, C]
@@ -72,40 +74,51 @@ def compare_answers(
     same = float((ours.argmax(1) == theirs.argmax(1)).mean())
     largest = float(np.abs(ours - theirs).max())
     if same < least:
-        raise BundleError(f"the exported model agrees with the trained one on {same:.2%} of {len(ours)} images only "
-                          f"(needed {least:.1%}; largest difference of a probability {largest:.3f}), so nothing was "
-                          f"written: report the architecture, or choose another --arch")
+        raise BundleError(f"the exported model agrees with the trained one on {same:.2%} of "
+                          f"{len(ours)} images only (needed {least:.1%}; largest difference of a "
+                          f"probability {largest:.3f}), so nothing was written: report the "
+                          f"architecture, or choose another --arch")
     return {"same_top1": round(same, 4), "largest_difference": round(largest, 4)}
 
-# %% ../nbs/07a_export.ipynb #5c0f168e
+# %% ../nbs/07a_export.ipynb #bad9ced8
 def _answer(model: ServedModel, pixels: np.ndarray) -> np.ndarray:
     "Probabilities [N, C] of the network itself for pixels [N, S, S, 3]."
     device = next(model.parameters()).device
+    batches = (torch.from_numpy(np.array(pixels[k:k + 32])) for k in range(0, len(pixels), 32))
     with torch.inference_mode():
-        return np.concatenate([model(torch.from_numpy(np.array(pixels[k:k + 32])).to(device))[0].cpu().numpy()
-                               for k in range(0, len(pixels), 32)])
+        return np.concatenate([model(batch.to(device))[0].cpu().numpy() for batch in batches])
 
-def _prove(trial: Bundle, ours: np.ndarray, pixels: np.ndarray, precision: str) -> tuple[str, dict, np.ndarray]:
+# %% ../nbs/07a_export.ipynb #727c74e3
+def _prove(
+    trial: Bundle,      # The bundle on trial, in a temporary folder
+    ours: np.ndarray,   # Probabilities of the network, [N, C]
+    pixels: np.ndarray, # The validation images, [N, S, S, 3]
+    precision: str,     # As asked for: `auto`, `f32` or `bf16`
+) -> tuple[str, dict, np.ndarray]:
     "The precision in which the bundle agrees with the network, how well it does, and its answers."
-    def answer(precision): return Predictor(trial.path, precision=precision).run(pixels)["probabilities"]
+    def answer(precision):
+        return Predictor(trial.path, precision=precision).run(pixels)["probabilities"]
     theirs = answer(precision)
-    try: return ("f32" if precision == "f32" else "auto"), compare_answers(ours, theirs), theirs
+    try: return "f32" if precision == "f32" else "auto", compare_answers(ours, theirs), theirs
     except BundleError:
         if precision == "f32": raise
     theirs = answer("f32")
-    print("bfloat16 changes too many answers of this model: the bundle will be served in float32", file=sys.stderr)
+    print("bfloat16 changes too many answers of this model: the bundle will be served in float32",
+          file=sys.stderr)
     return "f32", compare_answers(ours, theirs), theirs
 
+# %% ../nbs/07a_export.ipynb #099ba9c0
 def _describe(settings: Settings, manifest: pd.DataFrame, name: str) -> dict:
     "What the bundle says of its origin."
     counts = manifest.split.value_counts()
-    return dict(name=name, arch=settings.arch, image_size_px=settings.image_size_px, fit=settings.fit,
-                labels=sorted(set(manifest.label)),
-                data=dict(name=name, fingerprint=fingerprint_data(manifest),
-                          **{f"n_{split}": int(counts.get(split, 0)) for split in ("train", "val", "test")}),
-                versions={"python": platform.python_version(),
-                          **{p: version(p) for p in ("imgclf_nb", "torch", "torchvision", "timm", "fastai", "onnx", "openvino")}})
+    sizes = {f"n_{split}": int(counts.get(split, 0)) for split in ("train", "val", "test")}
+    packages = ("imgclf_nb", "torch", "torchvision", "timm", "fastai", "onnx", "openvino")
+    return dict(name=name, arch=settings.arch, image_size_px=settings.image_size_px,
+                fit=settings.fit, labels=sorted(set(manifest.label)),
+                data=dict(name=name, fingerprint=fingerprint_data(manifest), **sizes),
+                versions={"python": platform.python_version(), **{p: version(p) for p in packages}})
 
+# %% ../nbs/07a_export.ipynb #9ccf8c2f
 def export_bundle(
     model: nn.Module,       # Sequential of body and `LinearHead`, as the learner holds it
     manifest: pd.DataFrame, # The data set
@@ -114,17 +127,21 @@ def export_bundle(
     settings: Settings,     # Resolved
     name: str,              # Name of the data set
 ) -> Bundle:                # The bundle in `model_dir/bundle`
-    "Write the bundle if it agrees with the trained network on the validation images; raises `BundleError`."
-    validation = np.flatnonzero(manifest.split == "val")
+    "Write the bundle if it answers the validation images as the network; raises `BundleError`."
+    rows = np.flatnonzero(manifest.split == "val")
+    validation = pixels[rows]
     served = ServedModel(model[0], model[1]).cpu().eval()
     info = BundleInfo(**_describe(settings, manifest, name))
     with tempfile.TemporaryDirectory() as temporary:
-        file = write_onnx(served, Path(temporary)/"model.onnx", size_px=settings.image_size_px)
-        trial = write_bundle(Path(temporary)/"bundle", info, model_file=file)
-        precision, metrics, theirs = _prove(trial, _answer(served, pixels[validation]), pixels[validation], settings.precision)
-        truth = manifest.label.iloc[validation].map(info.labels.index).to_numpy()
-        info = info.model_copy(update={"precision": precision, "metrics": {
-            "accuracy": round(float((theirs.argmax(1) == truth).mean()), 4), **metrics}})
+        temporary = Path(temporary)
+        file = write_onnx(served, temporary/"model.onnx", size_px=settings.image_size_px)
+        trial = write_bundle(temporary/"bundle", info, model_file=file)
+        ours = _answer(served, validation)
+        precision, metrics, theirs = _prove(trial, ours, validation, settings.precision)
+        truth = manifest.label.iloc[rows].map(info.labels.index).to_numpy()
+        accuracy = round(float((theirs.argmax(1) == truth).mean()), 4)
+        info = info.model_copy(update={"precision": precision,
+                                       "metrics": {"accuracy": accuracy, **metrics}})
         return write_bundle(settings.model_dir/"bundle", info, model_file=file)
 
 # %% ../nbs/07a_export.ipynb #f0cde21b

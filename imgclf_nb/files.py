@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from .settings import ImgclfError
 
-# %% ../nbs/00a_files.ipynb #5d2fa0f0
+# %% ../nbs/00a_files.ipynb #e5f52af1
 class StorageError(ImgclfError):
     "A file can't be written: the disk is full, or the folder is not ours."
 
@@ -27,15 +27,19 @@ _FIXES = {errno.ENOSPC: "the disk is full: free some space",
 def explain_storage(
     path: str | Path, # What is being written
 ):
-    "Turn an `OSError` that the user can mend into a `StorageError`; let others pass."
+    "Turn an `OSError` that the user can mend, or an error caused by one, into a `StorageError`."
     try:
         yield
-    except OSError as error:
-        if error.errno not in _FIXES: raise
-        raise StorageError(f"can't write {path}: {_FIXES[error.errno]}, or choose another folder "
+    except ImgclfError: raise
+    except Exception as error:
+        cause = error
+        while cause and getattr(cause, "errno", None) not in _FIXES:
+            cause = cause.__cause__ or cause.__context__
+        if cause is None: raise
+        raise StorageError(f"can't write {path}: {_FIXES[cause.errno]}, or choose another folder "
                            f"(--data-dir, --model-dir, --results-dir)") from error
 
-# %% ../nbs/00a_files.ipynb #346ff93c
+# %% ../nbs/00a_files.ipynb #42e831a1
 def _flush(path: Path) -> None:
     "Have the content of a file on the disk, not only in memory."
     with open(path, "rb+") as file: os.fsync(file.fileno())
@@ -43,7 +47,7 @@ def _flush(path: Path) -> None:
 @contextmanager
 def write_atomic(
     path: str | Path, # Where the file shall appear; missing folders are made
-):                    # Gives a `Path` to write to; on success it is renamed to `path`, on an error it is removed
+):                    # Gives a `Path` to write to: renamed to `path` on success, else removed
     "Write a file so that it appears whole or not at all; raises `StorageError` on a full disk."
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -56,11 +60,11 @@ def write_atomic(
         finally:
             partial.unlink(missing_ok=True)
 
-# %% ../nbs/00a_files.ipynb #f3dcb21f
+# %% ../nbs/00a_files.ipynb #50d2b886
 @contextmanager
 def replace_folder(
     path: str | Path, # The folder that shall appear
-):                    # Gives an empty folder to fill; on success it takes the place of `path`, on an error it is removed
+):                    # Gives an empty folder to fill: renamed to `path` on success, else removed
     "Fill a folder so that it appears whole or not at all; raises `StorageError` on a full disk."
     path = Path(path)
     partial, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
@@ -86,15 +90,15 @@ def hash_file(
         while block := file.read(1 << 20): digest.update(block)
     return digest.hexdigest()
 
-# %% ../nbs/00a_files.ipynb #a501a2bc
+# %% ../nbs/00a_files.ipynb #d8b3de64
 def track(
-    items,                # What to go through
-    description: str,     # What is being done, in a word or two
+    items,                    # What to go through
+    description: str,         # What is being done, in a word or two
     *,
     total: int | None = None, # How many items there are, where `items` has no length
-    every_s: float = 10,  # Seconds between two lines in a log
-):                        # Gives the items one by one
-    "Go through `items` with a progress bar on a terminal, or plain lines in a log, on standard error."
+    every_s: float = 10,      # Seconds between two lines in a log
+):                            # Gives the items one by one
+    "Go through `items` with a progress bar, or plain lines in a log, on standard error."
     total = len(items) if total is None and hasattr(items, "__len__") else total
     if sys.stderr.isatty():
         yield from tqdm(items, desc=description, total=total, dynamic_ncols=True, leave=False)
@@ -104,4 +108,5 @@ def track(
         yield item
         if time.monotonic() - last >= every_s:
             last = time.monotonic()
-            print(f"{description}: {done:,}" + (f" of {total:,}" if total else ""), file=sys.stderr, flush=True)
+            share = f" of {total:,}" if total else ""
+            print(f"{description}: {done:,}{share}", file=sys.stderr, flush=True)

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 
 from .settings import ImgclfError
 
-# %% ../nbs/01_images.ipynb #d85f17eb
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow's names; JPEG includes the MPO of phones
+# %% ../nbs/01_images.ipynb #c93fcbd6
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF") # Pillow's names; JPEG: phones' MPO too
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 class ImageError(ImgclfError):
@@ -27,6 +27,7 @@ class ImageError(ImgclfError):
         super().__init__(message)
         self.kind = kind
 
+# %% ../nbs/01_images.ipynb #44e39680
 def open_image(
     source: str | Path | bytes, # Path of a file, or its content
     *,
@@ -35,24 +36,27 @@ def open_image(
     "Open a picture after checking format and size in its header; raises `ImageError`."
     empty = len(source) == 0 if isinstance(source, bytes) else Path(source).stat().st_size == 0
     if empty: raise ImageError("the file is empty")
+    file = BytesIO(source) if isinstance(source, bytes) else source
     try:
-        picture = Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+        picture = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"the picture has too many pixels; the limit is {max_megapixels:g} million", "too large") from error
+        raise ImageError(f"the picture has too many pixels; the limit is "
+                         f"{max_megapixels:g} million", "too large") from error
     except Exception as error:
         raise ImageError(f"not a readable image; send one of {', '.join(FORMATS)}") from error
     width_px, height_px = picture.size
     if width_px * height_px > max_megapixels * 1e6:
-        raise ImageError(f"the picture has {width_px} x {height_px} pixels; the limit is {max_megapixels:g} million, "
-                         f"so make it smaller", "too large")
+        raise ImageError(f"the picture has {width_px} x {height_px} pixels; the limit is "
+                         f"{max_megapixels:g} million, so make it smaller", "too large")
     return picture
 
-# %% ../nbs/01_images.ipynb #54436ce7
+# %% ../nbs/01_images.ipynb #f1c0bef5
 def _scale_deep(picture: Image.Image) -> Image.Image:
     "Bring grey pictures of 16 or 32 bits to 8 bits; others pass."
     if not picture.mode.startswith(("I", "F")): return picture
     values = np.asarray(picture).astype(np.float32)
-    if picture.mode.startswith("I;16"): return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
     finite = np.isfinite(values)
     if not finite.any(): raise ImageError("the picture holds no finite value")
     low, high = values[finite].min(), values[finite].max()
@@ -65,17 +69,17 @@ def convert_rgb(
     "Convert a picture to RGB: 16 bits scaled, palette looked up, transparency on white."
     picture = _scale_deep(picture)
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
     return picture.convert("RGB")
 
-# %% ../nbs/01_images.ipynb #9f660d27
+# %% ../nbs/01_images.ipynb #924c4625
 def fit_square(
     picture: Image.Image, # Picture in mode RGB, RGBA, L, LA or CMYK
     size_px: int,         # Side of the square, in pixels
     fit: str = "squish",  # `squish`, `pad` or `crop`
 ) -> Image.Image:         # Square picture in the same mode
-    "Resize a picture to a square, antialiased; memory grows with the square, not with the proportions."
+    "Resize a picture to a square, antialiased; memory grows with the square, not its proportions."
     (width, height), box, size = picture.size, None, (size_px, size_px)
     if fit == "crop":
         side = min(width, height)
@@ -86,12 +90,15 @@ def fit_square(
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
     elif fit != "squish": raise ValueError(f"fit={fit!r}: choose squish, pad or crop")
     picture = picture.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
-    return picture if fit != "pad" else ImageOps.pad(convert_rgb(picture), (size_px, size_px), color="white")
+    if fit != "pad": return picture
+    return ImageOps.pad(convert_rgb(picture), (size_px, size_px), color="white")
 
-# %% ../nbs/01_images.ipynb #fd191f51
-_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+# %% ../nbs/01_images.ipynb #58a9fdb2
+_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+          4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+          6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
           8: Image.Transpose.ROTATE_90}
+_SWAPS = list(_TURNS.values())[3:]   # those of tags 5 to 8, which exchange width and height
 
 def _find_turn(picture: Image.Image):
     "The transposition that makes the picture upright, or `None`."
@@ -103,23 +110,27 @@ def measure_image(
 ) -> tuple[int, int]:     # Width and height in pixels, as a person sees it
     "Give the size of a picture after turning it upright."
     width_px, height_px = picture.size
-    return (height_px, width_px) if _find_turn(picture) in list(_TURNS.values())[3:] else (width_px, height_px)
+    return (height_px, width_px) if _find_turn(picture) in _SWAPS else (width_px, height_px)
 
-# %% ../nbs/01_images.ipynb #440359bc
+# %% ../nbs/01_images.ipynb #351bbfcd
 def load_pixels(
-    source: str | Path | bytes | Image.Image | np.ndarray, # Path, content of a file, picture, or uint8 array [H,W], [H,W,3] or [H,W,4]
+    source: str | Path | bytes | Image.Image | np.ndarray, # Path, content of a file, picture, array
     *,
     size_px: int,               # Side of the square, in pixels
     fit: str = "squish",        # `squish`, `pad` or `crop`
     max_megapixels: float = 25, # Refuse pictures of more pixels, in millions
 ) -> np.ndarray:                # uint8 RGB, shape [size_px, size_px, 3]
-    "Decode a picture to upright RGB pixels at the model's size; raises `ImageError`."
+    """Decode a picture to upright RGB pixels at the model's size; raises `ImageError`.
+
+    An array is uint8 with shape [H,W], [H,W,3] or [H,W,4].
+    """
     if isinstance(source, np.ndarray): picture = _from_array(source)
     elif isinstance(source, Image.Image): picture = source
     else: picture = open_image(source, max_megapixels=max_megapixels)
     turn = _find_turn(picture)
     try:
-        if not isinstance(source, (Image.Image, np.ndarray)): picture.draft(None, (2 * size_px, 2 * size_px))
+        if not isinstance(source, (Image.Image, np.ndarray)):
+            picture.draft(None, (2 * size_px, 2 * size_px))
         if picture.mode not in ("RGB", "RGBA", "L", "LA", "CMYK") or "transparency" in picture.info:
             picture = convert_rgb(picture)
         picture = convert_rgb(fit_square(picture, size_px, fit))
@@ -128,8 +139,11 @@ def load_pixels(
         raise ImageError(f"the picture is damaged ({error}); save it anew") from error
     return np.asarray(picture.transpose(turn) if turn is not None else picture)
 
+# %% ../nbs/01_images.ipynb #01069531
 def _from_array(values: np.ndarray) -> Image.Image:
     "Wrap a uint8 array as a picture, or say what an array must look like."
-    if not values.size or values.dtype != np.uint8 or not (values.ndim == 2 or values.ndim == 3 and values.shape[2] in (3, 4)):
-        raise ImageError(f"an array of {values.dtype} with shape {values.shape}: give uint8 with shape [H,W], [H,W,3] or [H,W,4]")
+    grey_or_colour = values.ndim == 2 or values.ndim == 3 and values.shape[2] in (3, 4)
+    if not values.size or values.dtype != np.uint8 or not grey_or_colour:
+        raise ImageError(f"an array of {values.dtype} with shape {values.shape}: "
+                         f"give uint8 with shape [H,W], [H,W,3] or [H,W,4]")
     return Image.fromarray(values)

@@ -23,28 +23,9 @@ from .files import track, write_atomic
 from .images import ImageError, load_pixels
 from .settings import ImgclfError, Settings
 
-# %% ../nbs/03_loaders.ipynb #050e0200
+# %% ../nbs/03_loaders.ipynb #e3ef4644
 class CacheError(ImgclfError):
     "A picture of the manifest can no longer be read."
-
-def cache_pixels(
-    manifest: pd.DataFrame, # Rows with `path` and `sha256`, as `read_manifest` gives them
-    folder: str | Path,     # Folder of the data set; the cache goes into its subfolder `cache`
-    *,
-    settings: Settings,     # Resolved; `image_size_px`, `fit`, `max_megapixels` and `workers` count here
-) -> np.ndarray:            # uint8, shape [N, size, size, 3], mapped from disk, in the manifest's order
-    "Decode every picture once into an array on disk; raises `CacheError`."
-    size_px, fit = settings.image_size_px, settings.fit
-    contents = hashlib.sha256("".join(manifest.sha256).encode()).hexdigest()
-    path = Path(folder)/"cache"/f"{contents[:16]}-{size_px}-{fit}.npy"
-    if not path.exists():
-        with write_atomic(path) as partial, ThreadPoolExecutor(settings.workers) as pool:
-            pixels = np.lib.format.open_memmap(partial, "w+", np.uint8, (len(manifest), size_px, size_px, 3))
-            def decode(row):
-                pixels[row] = _decode(manifest.path.iloc[row], settings)
-            for _ in track(pool.map(decode, range(len(manifest))), "decoding", total=len(manifest)): pass
-            pixels.flush()
-    return np.load(path, mmap_mode="r")
 
 def _decode(path: str, settings: Settings) -> np.ndarray:
     "The pixels of one file, or an error that names it."
@@ -52,25 +33,52 @@ def _decode(path: str, settings: Settings) -> np.ndarray:
         return load_pixels(path, size_px=settings.image_size_px, fit=settings.fit,
                            max_megapixels=settings.max_megapixels)
     except (ImageError, OSError) as error:
-        raise CacheError(f"{path}: {error}; run `imgclf prepare` again, which sets such files aside") from error
+        raise CacheError(f"{path}: {error}; run `imgclf prepare` again, "
+                         f"which sets such files aside") from error
 
-# %% ../nbs/03_loaders.ipynb #553d1cfb
+# %% ../nbs/03_loaders.ipynb #07a06d45
+def cache_pixels(
+    manifest: pd.DataFrame, # Rows with `path` and `sha256`, as `read_manifest` gives them
+    folder: str | Path,     # Folder of the data set; the cache goes into its subfolder `cache`
+    *,
+    settings: Settings,     # Resolved: `image_size_px`, `fit`, `max_megapixels`, `workers` count
+) -> np.ndarray:            # uint8 [N, size, size, 3], mapped from disk, in the manifest's order
+    "Decode every picture once into an array on disk; raises `CacheError`."
+    size_px, fit = settings.image_size_px, settings.fit
+    contents = hashlib.sha256("".join(manifest.sha256).encode()).hexdigest()
+    path = Path(folder)/"cache"/f"{contents[:16]}-{size_px}-{fit}.npy"
+    if not path.exists():
+        with write_atomic(path) as partial, ThreadPoolExecutor(settings.workers) as pool:
+            shape = (len(manifest), size_px, size_px, 3)
+            pixels = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+            def decode(row):
+                pixels[row] = _decode(manifest.path.iloc[row], settings)
+            decoded = pool.map(decode, range(len(manifest)))
+            for _ in track(decoded, "decoding", total=len(manifest)): pass
+            pixels.flush()
+    return np.load(path, mmap_mode="r")
+
+# %% ../nbs/03_loaders.ipynb #6158ebc8
 def make_loaders(
     manifest: pd.DataFrame, # Rows with `label` and `split`
     pixels: np.ndarray,     # uint8 [N, size, size, 3], row for row as in the manifest
     *,
     settings: Settings,     # Resolved; `batch_size`, `flip` and `balance` count here
-) -> DataLoaders:           # fastai loaders of the splits `train` and `val`; images are float32 in 0 to 1
+) -> DataLoaders:           # Splits `train` and `val`; images float32 [B, 3, size, size], 0 to 1
     "Build the batches for training and validation; the vocabulary is the sorted labels."
-    labels, rows = manifest.label.tolist(), [np.flatnonzero(manifest.split == s).tolist() for s in ("train", "val")]
-    def read(row: int) -> TensorImage: return TensorImage(from_numpy(pixels[row].transpose(2, 0, 1).copy()))
+    labels = manifest.label.tolist()
+    rows = [np.flatnonzero(manifest.split == split).tolist() for split in ("train", "val")]
+    def read(row: int) -> TensorImage:
+        return TensorImage(from_numpy(pixels[row].transpose(2, 0, 1).copy()))
     def label(row: int) -> str: return labels[row]
     datasets = Datasets(range(len(manifest)), splits=rows,
                         tfms=[[read], [label, Categorize(vocab=sorted(set(labels)))]])
     augment = [*aug_transforms(do_flip=settings.flip), IntToFloatTensor()]
     options = {}
     if settings.balance == "sampler":
-        shares = manifest.label.iloc[rows[0]]
-        options = dict(dl_type=WeightedDL, dl_kwargs=[dict(wgts=(1 / shares.map(shares.value_counts())).to_numpy()), {}])
-    return datasets.dataloaders(bs=min(settings.batch_size, len(rows[0])), val_bs=64, num_workers=0,
-                                after_batch=augment, drop_last=False, **options)
+        drawn = manifest.label.iloc[rows[0]]
+        weights = (1 / drawn.map(drawn.value_counts())).to_numpy()
+        options = dict(dl_type=WeightedDL, dl_kwargs=[dict(wgts=weights), {}])
+    size = min(settings.batch_size, len(rows[0]))
+    return datasets.dataloaders(bs=size, val_bs=64, num_workers=0, after_batch=augment,
+                                drop_last=len(rows[0]) % size == 1, **options)

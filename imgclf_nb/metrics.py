@@ -11,60 +11,69 @@ import pandas as pd
 from scipy.stats import bootstrap
 from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
 
-# %% ../nbs/08_metrics.ipynb #ce914bc3
+# %% ../nbs/08_metrics.ipynb #2402fd64
 def bin_confidences(
     truth: np.ndarray,         # True classes as numbers, int [N]
     probabilities: np.ndarray, # Probabilities, float [N,C]
     *,
     bins: int = 15,            # How many bins of equal width between 0 and 1
-) -> pd.DataFrame:             # A row for each bin that is not empty: confidence, accuracy (0 to 1), images
+) -> pd.DataFrame:             # A row for each filled bin: confidence, accuracy (0 to 1), images
     "Compare confidence and accuracy within bins of confidence."
-    answers = pd.DataFrame({"confidence": probabilities.max(1), "accuracy": probabilities.argmax(1) == truth})
-    bin_of = np.ceil(answers["confidence"] * bins).clip(1, bins).astype(int).rename("bin")  # ](b-1)/15, b/15]
-    return answers.groupby(bin_of).agg(confidence=("confidence", "mean"), accuracy=("accuracy", "mean"),
-                                       images=("accuracy", "size"))
+    answers = pd.DataFrame({"confidence": probabilities.max(1),
+                            "accuracy": probabilities.argmax(1) == truth})
+    bin_of = np.ceil(answers["confidence"] * bins).clip(1, bins)   # ](b-1)/15, b/15]
+    return answers.groupby(bin_of.astype(int).rename("bin")).agg(
+        confidence=("confidence", "mean"), accuracy=("accuracy", "mean"),
+        images=("accuracy", "size"))
 
 def _measure_ece(truth: np.ndarray, probabilities: np.ndarray) -> float:
     "Expected calibration error with 15 bins, 0 to 1."
     table = bin_confidences(truth, probabilities)
-    return float(np.average((table["confidence"] - table["accuracy"]).abs(), weights=table["images"]))
+    gaps = (table["confidence"] - table["accuracy"]).abs()
+    return float(np.average(gaps, weights=table["images"]))
 
-# %% ../nbs/08_metrics.ipynb #5792058f
+# %% ../nbs/08_metrics.ipynb #382a8870
 def _bootstrap_accuracy(correct: np.ndarray, groups: np.ndarray, seed: int) -> list[float]:
     "Lower and upper end of the 95 % interval of the accuracy, drawing whole groups."
-    table = pd.DataFrame({"right": correct, "group": groups}).groupby("group")["right"].agg(["sum", "size"])
+    table = pd.DataFrame({"right": correct, "group": groups})
+    table = table.groupby("group")["right"].agg(["sum", "size"])
     if len(table) < 2: return [float(correct.mean())] * 2   # one group can't vary
     share = lambda right, size, axis: right.sum(axis) / size.sum(axis)
-    found = bootstrap((table["sum"].to_numpy(), table["size"].to_numpy()), share, paired=True, vectorized=True,
-                      n_resamples=2000, batch=100, method="percentile", rng=np.random.default_rng(seed))
+    found = bootstrap((table["sum"].to_numpy(), table["size"].to_numpy()), share, paired=True,
+                      vectorized=True, n_resamples=2000, batch=100, method="percentile",
+                      rng=np.random.default_rng(seed))
     return [float(found.confidence_interval.low), float(found.confidence_interval.high)]
 
-# %% ../nbs/08_metrics.ipynb #f27b6b9a
+# %% ../nbs/08_metrics.ipynb #bf1e082e
 def _score_classes(truth: np.ndarray, predicted: np.ndarray, labels: list) -> dict:
     "Precision, recall, F1 and support of each class, and the two means of F1."
-    columns = precision_recall_fscore_support(truth, predicted, labels=np.arange(len(labels)), zero_division=0)
+    columns = precision_recall_fscore_support(truth, predicted, labels=np.arange(len(labels)),
+                                              zero_division=0)
     f1, support = columns[2], columns[3]
-    return {"macro_f1": float(f1[support > 0].mean()), "weighted_f1": float(np.average(f1, weights=support)),
-            "per_class": {label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
-                          for label, p, r, f, s in zip(labels, *columns)}}
+    per_class = {
+        label: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
+        for label, p, r, f, s in zip(labels, *columns)}
+    return {"macro_f1": float(f1[support > 0].mean()),
+            "weighted_f1": float(np.average(f1, weights=support)), "per_class": per_class}
 
-# %% ../nbs/08_metrics.ipynb #355273c2
+# %% ../nbs/08_metrics.ipynb #a9b59f86
 def compute_metrics(
     truth: np.ndarray,         # True classes as numbers, int [N], 0 to C-1
     probabilities: np.ndarray, # Probabilities, float [N,C], rows sum to 1
     *,
     labels: list,              # Names of the C classes
-    groups=None,               # Group of each image, [N]; images of a group are drawn together; by default each is one
+    groups=None,               # Group of each image, [N], drawn as one; by default each image alone
     seed: int = 42,            # Seed of the bootstrap
-) -> dict:                     # The part of metrics.json that scores: plain numbers, lists and dicts
+) -> dict:                     # The scores of metrics.json: plain numbers, lists and dicts
     "Score probabilities against the truth."
     exact = np.asarray(probabilities, np.float64)
-    exact = exact / exact.sum(1, keepdims=True)   # float32 rows miss 1 by a little, which log_loss complains about
+    exact = exact / exact.sum(1, keepdims=True)   # log_loss complains of float32 rows that miss 1
     ranked = np.argsort(-exact, axis=1, kind="stable")
     correct, numbers = ranked[:, 0] == truth, np.arange(len(labels))
     classes = _score_classes(truth, ranked[:, 0], labels)
+    groups = np.arange(len(truth)) if groups is None else groups
     return {"labels": list(labels), "n_test": len(truth), "accuracy": float(correct.mean()),
-            "accuracy_ci95": _bootstrap_accuracy(correct, np.arange(len(truth)) if groups is None else groups, seed),
+            "accuracy_ci95": _bootstrap_accuracy(correct, groups, seed),
             "top5_accuracy": float((ranked[:, :5] == np.asarray(truth)[:, None]).any(1).mean()),
             "macro_f1": classes["macro_f1"], "weighted_f1": classes["weighted_f1"],
             "log_loss": float(log_loss(truth, exact, labels=numbers)),

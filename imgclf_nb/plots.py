@@ -16,7 +16,13 @@ from PIL import Image
 
 from .images import load_pixels
 
-# %% ../nbs/08a_plots.ipynb #ce5eaf06
+# %% ../nbs/08a_plots.ipynb #d9a58a9b
+def _shorten(label: str, most: int = 24) -> str:
+    "The first characters of a label, with a sign where some are missing."
+    text = " ".join(str(label).split())
+    return text if len(text) <= most else text[:most - 1].rstrip() + "…"
+
+# %% ../nbs/08a_plots.ipynb #5589bce4
 def plot_confusion(
     confusion,    # Counts, [C,C]: rows are the truth, columns the predictions
     labels: list, # Names of the C classes
@@ -24,7 +30,7 @@ def plot_confusion(
     "Draw a confusion matrix."
     confusion, count = np.asarray(confusion), len(labels)
     side = float(np.clip(2.2 + 0.34 * count, 3.4, 16))
-    font = float(np.clip(40 * side / count, 4, 9))   # in points; a cell is about 65 * side / count high
+    font = float(np.clip(40 * side / count, 4, 9))   # in points; a cell has about 65 * side / count
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     figure = Figure(figsize=(side, side), layout="constrained")
     ax = figure.subplots()
@@ -32,26 +38,28 @@ def plot_confusion(
     for row, column in zip(*np.nonzero(confusion)) if count <= 40 else ():
         ax.text(column, row, confusion[row, column], ha="center", va="center", fontsize=font,
                 color="white" if shares[row, column] > 0.4 else "black")
-    names = [textwrap.shorten(str(label), 24, placeholder="…") for label in labels]
-    ax.set_xticks(range(count), names, rotation=90, fontsize=font)
-    ax.set_yticks(range(count), names, fontsize=font)
+    names = [_shorten(label) for label in labels]
+    ax.set_xticks(range(count), names, rotation=90, fontsize=font, parse_math=False)
+    ax.set_yticks(range(count), names, fontsize=font, parse_math=False)
     ax.set(xlabel="prediction", ylabel="truth")
     return figure
 
-# %% ../nbs/08a_plots.ipynb #43d2ef9f
+# %% ../nbs/08a_plots.ipynb #f39d5a75
 def rank_confusions(
     confusion,     # Counts, [C,C]: rows are the truth, columns the predictions
     labels: list,  # Names of the C classes
     *,
     most: int = 5, # How many pairs at the most
-) -> pd.DataFrame: # Columns truth, prediction, images, share (of the true class, 0 to 1); most frequent first
+) -> pd.DataFrame: # Columns truth, prediction, images, share (of the true class, 0 to 1), falling
     "List the pairs of classes that are mixed up most often."
     confusion = np.asarray(confusion)
     rows, columns = np.nonzero(confusion * (1 - np.eye(len(labels), dtype=int)))
     images = confusion[rows, columns]
-    table = pd.DataFrame({"truth": [labels[i] for i in rows], "prediction": [labels[i] for i in columns],
-                          "images": images, "share": images / np.maximum(confusion.sum(1)[rows], 1)})
-    return table.sort_values("images", ascending=False, kind="stable").head(most).reset_index(drop=True)
+    table = pd.DataFrame({
+        "truth": [labels[i] for i in rows], "prediction": [labels[i] for i in columns],
+        "images": images, "share": images / np.maximum(confusion.sum(1)[rows], 1)})
+    table = table.sort_values("images", ascending=False, kind="stable")
+    return table.head(most).reset_index(drop=True)
 
 # %% ../nbs/08a_plots.ipynb #c1383434
 def plot_reliability(
@@ -71,7 +79,7 @@ def plot_reliability(
     below.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
     return figure
 
-# %% ../nbs/08a_plots.ipynb #07c31582
+# %% ../nbs/08a_plots.ipynb #9b8ddc33
 def plot_f1(
     per_class: dict, # {label: {"f1", "support", ...}}, as in metrics.json
     *,
@@ -80,17 +88,18 @@ def plot_f1(
     "Draw the F1 score of each class, the worst on top."
     tested = [(label, scores) for label, scores in per_class.items() if scores["support"]]
     worst = sorted(tested, key=lambda pair: (pair[1]["f1"], pair[0]))[:most]
-    names = [f"{textwrap.shorten(str(label), 24, placeholder='…')} ({s['support']})" for label, s in worst]
+    names = [f"{_shorten(label)} ({scores['support']})" for label, scores in worst]
     figure = Figure(figsize=(5.5, 1.0 + 0.19 * len(worst)), layout="constrained")
     ax = figure.subplots()
     bars = ax.barh(range(len(worst)), [s["f1"] for _, s in worst], color="tab:blue")
     ax.bar_label(bars, fmt="%.3f", padding=2, fontsize=7)
-    ax.set_yticks(range(len(worst)), names, fontsize=8)
+    ax.set_yticks(range(len(worst)), names, fontsize=8, parse_math=False)
     ax.set(xlabel="F1", xlim=(0, 1.1), ylim=(len(worst) - 0.4, -0.6))
-    if len(worst) < len(tested): ax.set_title(f"the worst {len(worst)} of {len(tested)} classes", fontsize=9)
+    if len(worst) < len(tested):
+        ax.set_title(f"the worst {len(worst)} of {len(tested)} classes", fontsize=9)
     return figure
 
-# %% ../nbs/08a_plots.ipynb #f35a4651
+# %% ../nbs/08a_plots.ipynb #a92a48d0
 def plot_gallery(
     pictures: list,   # (path or Pillow picture, caption), at least one
     *,
@@ -103,5 +112,5 @@ def plot_gallery(
     for ax in axes: ax.axis("off")
     for ax, (picture, caption) in zip(axes, pictures):
         ax.imshow(load_pixels(picture, size_px=112, fit="pad"))
-        ax.set_title("\n".join(textwrap.wrap(caption, 22)), fontsize=7)
+        ax.set_title("\n".join(textwrap.wrap(caption, 22)), fontsize=7, parse_math=False)
     return figure

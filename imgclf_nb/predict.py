@@ -31,18 +31,19 @@ def _import_openvino():
 class PredictError(ImgclfError):
     "The model can't be run as asked: precision, shape of the pixels, or `top_k`."
 
-# %% ../nbs/07_predict.ipynb #0d515eb8
+# %% ../nbs/07_predict.ipynb #7c3ee9a0
 def _choose_precision(wanted: str, capabilities: list) -> str:
     "Give `bf16` or `f32` for a processor with these capabilities; raise `PredictError`."
     if wanted not in ("auto", "f32", "bf16"):
         raise PredictError(f"precision={wanted!r}: choose auto, f32 or bf16")
     if wanted == "bf16" and "BF16" not in capabilities:
-        raise PredictError("precision='bf16': this processor has no bfloat16 arithmetic; choose auto or f32")
+        raise PredictError("precision='bf16': this processor has no bfloat16 arithmetic; "
+                           "choose auto or f32")
     return "f32" if wanted == "f32" or "BF16" not in capabilities else "bf16"
 
-# %% ../nbs/07_predict.ipynb #3aea096c
+# %% ../nbs/07_predict.ipynb #c57133c9
 def _compile(bundle: Bundle, precision: str):
-    "Compile the network for single pictures; give the compiled model and the precision that was chosen."
+    "Compile the network for single pictures; give the compiled model and the chosen precision."
     openvino, size = _import_openvino(), [1, *[bundle.info.image_size_px] * 2, 3]
     core = openvino.Core()
     if precision == "auto": precision = bundle.info.precision   # what the export proved
@@ -50,21 +51,23 @@ def _compile(bundle: Bundle, precision: str):
     try:
         model = core.read_model(bundle.model_file)
         if not model.input("images").partial_shape.compatible(openvino.PartialShape(size)):
-            raise RuntimeError(f"bundle.json promises an input of {size[1]} pixels, the network has another")
+            raise RuntimeError(f"bundle.json promises an input of {size[1]} pixels, "
+                               "the network has another")
         model.reshape(size)
         compiled = core.compile_model(model, "CPU", {
             "PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision})
         shape = tuple(compiled.output("probabilities").shape)
         for name in ("features", "evidence"): compiled.output(name)
     except RuntimeError as error:
-        raise BundleError(f"OpenVINO can't run {bundle.model_file}: {str(error).strip().splitlines()[-1]}; "
+        reason = str(error).strip().splitlines()[-1]
+        raise BundleError(f"OpenVINO can't run {bundle.model_file}: {reason}; "
                           "export the bundle again") from error
     if shape != (1, len(bundle.info.labels)):
-        raise BundleError(f"{bundle.model_file} gives {shape[-1]} probabilities, but bundle.json names "
-                          f"{len(bundle.info.labels)} labels: export the bundle again")
+        raise BundleError(f"{bundle.model_file} gives {shape[-1]} probabilities, but bundle.json "
+                          f"names {len(bundle.info.labels)} labels: export the bundle again")
     return compiled, precision
 
-# %% ../nbs/07_predict.ipynb #67182c3d
+# %% ../nbs/07_predict.ipynb #dfba5721
 class _Engine:
     "A compiled network that any number of threads may share."
     def __init__(self, bundle: Bundle, precision: str):
@@ -72,8 +75,10 @@ class _Engine:
         self.info, self.labels, self.sha256 = bundle.info, bundle.info.labels, bundle.sha256
         self._shapes = {name: tuple(compiled.output(name).shape)[1:]
                         for name in ("probabilities", "features", "evidence")}
-        self.streams, self._requests = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"), SimpleQueue()
+        self.streams = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self._requests = SimpleQueue()
         for _ in range(self.streams): self._requests.put(compiled.create_infer_request())
+        self.run(np.zeros((1, self.info.image_size_px, self.info.image_size_px, 3), np.uint8))
 
     @contextmanager
     def _borrow(self):
@@ -90,11 +95,11 @@ class _Engine:
 
     def run(self,
         pixels: np.ndarray,     # uint8 RGB, shape [N,S,S,3] with S = `info.image_size_px`
-    ) -> dict[str, np.ndarray]: # float32 `probabilities` [N,C], `features` [N,D], `evidence` [N,C,h,w]
+    ) -> dict[str, np.ndarray]: # float32: probabilities [N,C], features [N,D], evidence [N,C,h,w]
         "Run the network on N pictures; raises `PredictError` if they have another shape or type."
         return _run_all(self, pixels)
 
-# %% ../nbs/07_predict.ipynb #6e53b30c
+# %% ../nbs/07_predict.ipynb #db80b7a8
 def _run_all(engine: _Engine, pixels: np.ndarray) -> dict[str, np.ndarray]:
     "Run each picture by itself, as many at once as there are streams."
     side = engine.info.image_size_px
@@ -103,14 +108,15 @@ def _run_all(engine: _Engine, pixels: np.ndarray) -> dict[str, np.ndarray]:
         raise PredictError(f"pixels of {pixels.dtype} with shape {list(pixels.shape)}: "
                            f"give uint8 with shape [N,{side},{side},3]")
     pixels = np.ascontiguousarray(pixels)
-    outputs = {name: np.empty((len(pixels), *shape), np.float32) for name, shape in engine._shapes.items()}
+    outputs = {name: np.empty((len(pixels), *shape), np.float32)
+               for name, shape in engine._shapes.items()}
     run_row = lambda row: engine._run_one(pixels[row:row + 1], outputs, row)
     if len(pixels) == 1: run_row(0)
     else:
         with ThreadPoolExecutor(engine.streams) as pool: list(pool.map(run_row, range(len(pixels))))
     return outputs
 
-# %% ../nbs/07_predict.ipynb #614e8a0e
+# %% ../nbs/07_predict.ipynb #f9cb4ff0
 def _decode(source, size_px: int, fit: str, max_megapixels: float) -> np.ndarray:
     "Load a picture as `load_pixels` does; raise `ImageError` for whatever is wrong with it."
     if not isinstance(source, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
@@ -125,7 +131,8 @@ def _decode(source, size_px: int, fit: str, max_megapixels: float) -> np.ndarray
     except FileNotFoundError as error: raise ImageError("no such file") from error
     except PermissionError as error: raise ImageError("no permission to read the file") from error
     except (OSError, ValueError) as error:
-        raise ImageError(f"the file can't be read ({getattr(error, 'strerror', None) or error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ImageError(f"the file can't be read ({reason})") from error
 
 # %% ../nbs/07_predict.ipynb #736917dc
 @dataclass(frozen=True)
@@ -142,21 +149,21 @@ def _rank(probabilities: np.ndarray, labels: list, top_k: int, least: float) -> 
     pairs = [(labels[i], float(probabilities[i])) for i in order]
     return Prediction(*pairs[0], predictions=pairs, unsure=pairs[0][1] < least)
 
-# %% ../nbs/07_predict.ipynb #836e36af
+# %% ../nbs/07_predict.ipynb #9ad46b42
 class Predictor(_Engine):
     "Answer which class a picture shows; one predictor may be shared by any number of threads."
     def __init__(self,
         bundle: str | Path,         # Folder of the model bundle
         *,
         precision: str = "auto",    # `auto`, `f32` or `bf16`
-        workers: int | None = None, # Threads that decode for `predict_many`; by default two for each core
+        workers: int | None = None, # Threads of `predict_many`; by default two for each core
         max_megapixels: float = 25, # Refuse larger pictures, in millions of pixels
     ):
         super().__init__(read_bundle(bundle), precision)
         self.workers, self.max_megapixels = workers or 2 * (os.cpu_count() or 1), max_megapixels
 
     def predict(self,
-        source,         # Path, bytes of a file, Pillow picture, or uint8 array [H,W], [H,W,3] or [H,W,4]
+        source,         # Path, bytes, Pillow picture, or uint8 array [H,W], [H,W,3] or [H,W,4]
         top_k: int = 5, # How many classes to list, from 1
     ) -> Prediction:    # The answer
         "Say what a picture shows; raises `ImageError` if it can't be read."
@@ -171,7 +178,8 @@ class Predictor(_Engine):
     ):                  # Gives a `Prediction` or an `ImageError` for each source, in their order
         "Predict lazily; a picture that can't be read gives its error and stops nothing."
         if isinstance(sources, (str, os.PathLike, bytes, Image.Image)):
-            raise PredictError("predict_many takes a list or another iterable of pictures: use predict for one")
+            raise PredictError("predict_many takes a list or another iterable of pictures: "
+                               "use predict for one")
         return _predict_lazily(self, sources, top_k)
 
 # %% ../nbs/07_predict.ipynb #4aebfd71

@@ -16,30 +16,42 @@ from PIL import Image
 
 from .files import write_atomic
 
-# %% ../nbs/01a_report.ipynb #e57f7f2f
+# %% ../nbs/01a_report.ipynb #d6ca6203
 _PAGE = Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title><style>
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --accent: #2563eb; }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-top: 2.4rem; border-bottom: 1px solid var(--line); }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; } th:first-child, td:first-child { text-align: left; }
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title | e }}</title><style>
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; }
+body { font: 16px/1.55 system-ui, sans-serif; }
+body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.7rem; margin-bottom: .2rem; }
+h2 { font-size: 1.2rem; margin-top: 2.4rem; border-bottom: 1px solid var(--line); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
+th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid var(--line); } tbody tr:hover { background: var(--soft); }
 img.plot { max-width: 100%; background: white; border-radius: 6px; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: .7rem; }
-figure { margin: 0; } figure img { width: 100%; border-radius: 6px; } figcaption { font-size: .75rem; line-height: 1.3; overflow-wrap: anywhere; }
-</style></head><body><h1>{{ title }}</h1>
+.gallery { display: grid; gap: .7rem; }
+.gallery { grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); }
+figure { margin: 0; } figure img { width: 100%; border-radius: 6px; }
+figcaption { font-size: .75rem; line-height: 1.3; overflow-wrap: anywhere; }
+</style></head><body><h1>{{ title | e }}</h1>
 {% for heading, parts in sections %}<section><h2>{{ heading | e }}</h2>
 {% for part in parts %}{{ part }}
 {% endfor %}</section>
 {% endfor %}</body></html>
 """)
-_TEXT = Template("<p>{{ text | e }}</p>")
-_GALLERY = Template("""<div class="gallery">{% for data, caption in pictures %}<figure>
-<img alt="{{ caption | e }}" src="data:image/jpeg;base64,{{ data }}"><figcaption>{{ caption | e }}</figcaption></figure>{% endfor %}</div>""")
 
-# %% ../nbs/01a_report.ipynb #032564fc
+# %% ../nbs/01a_report.ipynb #fdfbe271
+_TEXT = Template("<p>{{ text | e }}</p>")
+_TABLE = Template('<div class="wide">{{ table }}</div>')
+_PLOT = Template('<img class="plot" alt="plot" src="data:image/png;base64,{{ data }}">')
+_GALLERY = Template("""<div class="gallery">{% for data, caption in pictures %}<figure>
+<img alt="{{ caption | e }}" src="data:image/jpeg;base64,{{ data }}">
+<figcaption>{{ caption | e }}</figcaption></figure>{% endfor %}</div>""")
+
+# %% ../nbs/01a_report.ipynb #91f91323
 def _encode(picture: Image.Image, side_px: int = 224) -> str:
     "A small JPEG of the picture, as base64."
     picture, file = picture.convert("RGB"), BytesIO()
@@ -47,20 +59,23 @@ def _encode(picture: Image.Image, side_px: int = 224) -> str:
     picture.save(file, "JPEG", quality=80)
     return base64.b64encode(file.getvalue()).decode()
 
+# %% ../nbs/01a_report.ipynb #54b44cba
 def _render(part) -> str:
     "One part of a section as HTML."
     if isinstance(part, str): return _TEXT.render(text=part)
-    if isinstance(part, pd.DataFrame): return f'<div class="wide">{part.to_html(border=0, float_format="{:.3f}".format)}</div>'
+    if isinstance(part, pd.DataFrame):
+        return _TABLE.render(table=part.to_html(border=0, float_format="{:.3f}".format))
     if hasattr(part, "savefig"):
         file = BytesIO()
         part.savefig(file, format="png", dpi=110, bbox_inches="tight")
-        return f'<img class="plot" alt="plot" src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+        return _PLOT.render(data=base64.b64encode(file.getvalue()).decode())
     return _GALLERY.render(pictures=[(_encode(picture), caption) for picture, caption in part])
 
+# %% ../nbs/01a_report.ipynb #ce419786
 def write_report(
     path: str | Path, # HTML file to write
     title: str,       # Title of the page
-    sections: list,   # (heading, parts); a part is a str, a DataFrame, a figure, or a list of (PIL picture, caption)
+    sections: list,   # (heading, parts): a str, DataFrame, figure, or list of (picture, caption)
 ) -> Path:            # The file
     "Write sections of text, tables, plots and galleries as one self-contained HTML page."
     rendered = [(heading, [_render(part) for part in parts]) for heading, parts in sections]

@@ -22,7 +22,7 @@ from .files import hash_file, replace_folder, write_atomic
 from .images import SUFFIXES
 from .settings import Settings, nearest_names
 
-# %% ../nbs/02_sources.ipynb #6749a7dd
+# %% ../nbs/02_sources.ipynb #e317cd17
 SPLITS = ("train", "val", "test")
 _SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val",
                 "validation": "val", "test": "test", "testing": "test"}
@@ -33,7 +33,7 @@ _NO_CLASS = "BACKGROUND_Google"   # Caltech's distractors: anything at all, so n
 def _recognise(source: str) -> tuple[str, Path | None]:
     "Tell the kind of a source (digits, caltech101, folder, archive, table) and its path."
     if source in _NAMES: return source, None
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))   # Path.expanduser fails for a person who is unknown
     if source.strip() and os.path.isdir(path): return "folder", path
     if os.path.isfile(path):
         if path.suffix.lower() == ".csv": return "table", path
@@ -181,13 +181,13 @@ def _fetch_caltech101(folder: Path) -> Path:
                     f"{' or '.join(url for url, _ in _CALTECH101)} elsewhere and put it into "
                     f"{folder}/, or give the path of an archive as SOURCE")
 
-# %% ../nbs/02_sources.ipynb #2f604f2c
+# %% ../nbs/02_sources.ipynb #45512f19
 def name_source(
     settings: Settings, # `name` if it is set, otherwise the name comes from `source`
 ) -> str:               # A name that is safe for a folder
     "Name the data set: `digits`, `caltech101`, or the last part of the path without suffix."
     if settings.name or settings.source in _NAMES: return settings.name or settings.source
-    name = Path(settings.source).expanduser().resolve().name
+    name = Path(os.path.expanduser(settings.source)).resolve().name
     suffix = next((s for s in (*ARCHIVES, ".csv") if name.lower().endswith(s)), "")
     name = re.sub(r"[^\w.-]+", "_", name.removesuffix(name[len(name) - len(suffix):]))[:100]
     return name.strip("._-") or "data"

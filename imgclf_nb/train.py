@@ -31,7 +31,31 @@ from .files import hash_file, write_atomic
 from .loaders import cache_pixels, make_loaders
 from .settings import Settings, SettingsError
 
-# %% ../nbs/05_train.ipynb #da63e35e
+# %% ../nbs/05_train.ipynb #27a3352c
+class _FrozenStatistics(Callback):
+    "Keep the batch-norm statistics that the weights were trained with."
+    run_after, run_valid = [], False
+    order = -8   # after fastai's TrainEvalCallback has put the model into training mode
+    def before_train(self):
+        for layer in self.model.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm): layer.eval()
+
+# %% ../nbs/05_train.ipynb #b4436d32
+class _Bfloat16(Callback):
+    "Run the network in bfloat16 and channels-last where the processor does that natively."
+    order = 10
+    def before_fit(self):
+        device = next(self.model.parameters()).device.type
+        native = (torch.cuda.is_bf16_supported() if device == "cuda"
+                  else torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        self.cast = torch.autocast(device, torch.bfloat16, enabled=native)
+        if native: self.model.to(memory_format=torch.channels_last)
+    def before_batch(self): self.cast.__enter__()
+    def after_pred(self):
+        self.cast.__exit__(None, None, None)
+        self.learn.pred = self.pred.float()
+
+# %% ../nbs/05_train.ipynb #7a7ee64a
 def make_learner(
     loaders: DataLoaders, # Batches of the splits `train` and `val`
     backbone: Backbone,   # Pretrained body and its stages
@@ -42,41 +66,22 @@ def make_learner(
     set_seed(settings.seed)   # of the head's first weights
     weight = None
     if settings.balance == "weights":
-        counts = torch.bincount(torch.tensor([int(t) for t in loaders.train_ds.tls[1]]), minlength=loaders.c)
+        targets = torch.tensor([int(target) for target in loaders.train_ds.tls[1]])
+        counts = torch.bincount(targets, minlength=loaders.c)
         weight = counts.sum() / (loaders.c * counts.clamp(min=1))
-    learner = vision_learner(
-        loaders, lambda pretrained: nn.Sequential(backbone.body, nn.AdaptiveAvgPool2d(1)), normalize=False, init=None,
-        custom_head=LinearHead(backbone.n_features, loaders.c), train_bn=False,
-        splitter=lambda model: [_parameters(stage) for stage in backbone.stages] + [list(model[1].parameters())],
-        loss_func=CrossEntropyLossFlat(weight=weight, label_smoothing=settings.label_smoothing), metrics=accuracy)
+    def build(pretrained): return nn.Sequential(backbone.body, nn.AdaptiveAvgPool2d(1))
+    def split(model):
+        return [_parameters(stage) for stage in backbone.stages] + [list(model[1].parameters())]
+    loss = CrossEntropyLossFlat(weight=weight, label_smoothing=settings.label_smoothing)
+    learner = vision_learner(loaders, build, custom_head=LinearHead(backbone.n_features, loaders.c),
+                             splitter=split, loss_func=loss, metrics=accuracy,
+                             normalize=False, init=None, train_bn=False)
     learner.add_cbs([_FrozenStatistics(), _Bfloat16()])
     return learner
 
 def _parameters(stage: list) -> list:
     "The parameters of a stage's layers."
     return [parameter for layer in stage for parameter in layer.parameters(recurse=False)]
-
-# %% ../nbs/05_train.ipynb #c2b58cdd
-class _FrozenStatistics(Callback):
-    "Keep the batch-norm statistics that the weights were trained with."
-    run_after, run_valid = [], False
-    order = -8   # after fastai's TrainEvalCallback has put the model into training mode
-    def before_train(self):
-        for layer in self.model.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm): layer.eval()
-
-class _Bfloat16(Callback):
-    "Run the network in bfloat16 and channels-last where the processor does that natively."
-    order = 10
-    def before_fit(self):
-        device = next(self.model.parameters()).device.type
-        native = torch.cuda.is_bf16_supported() if device == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        self.cast = torch.autocast(device, torch.bfloat16, enabled=native)
-        if native: self.model.to(memory_format=torch.channels_last)
-    def before_batch(self): self.cast.__enter__()
-    def after_pred(self):
-        self.cast.__exit__(None, None, None)
-        self.learn.pred = self.pred.float()
 
 # %% ../nbs/05_train.ipynb #e10b4887
 def find_lr(
@@ -94,18 +99,48 @@ def find_lr(
     ax.set(xscale="log", xlabel="learning rate", ylabel="training loss"); ax.legend()
     return float(suggestion), figure
 
-# %% ../nbs/05_train.ipynb #8a12a8f0
-class Checkpoint(Callback):
+# %% ../nbs/05_train.ipynb #ad18c2ed
+def _save_tensors(state: dict, path: Path) -> None:
+    "Write tensors whole or not at all."
+    # through Python's own file, since torch's does not say that the disk is full
+    with write_atomic(path) as partial, open(partial, "wb") as file: torch.save(state, file)
+
+# %% ../nbs/05_train.ipynb #00ab51f8
+class _State:
+    "How far a training is, and the file that says so."
+    def __init__(self, path: Path, key: str):
+        self.path, self.key = Path(path), key
+        self.phase, self.done, self.history, self.best, self.optimizer = "head", 0, [], None, None
+
+    def save(self, **states: dict) -> None:
+        "Write it with further state dicts (model, optimizer), whole or not at all."
+        _save_tensors(dict(key=self.key, phase=self.phase, done=self.done, history=self.history,
+                           best=self.best, **states), self.path)
+
+    def load(self) -> dict | None:
+        "Read what an interrupted run left, and give the model's state, or `None` if there is none."
+        if not self.path.exists(): return None
+        state = torch.load(self.path, "cpu", weights_only=True)
+        if state["key"] != self.key:
+            raise SettingsError(f"{self.path} belongs to a run with other settings, weights or "
+                                f"data: repeat its settings, or train without --resume")
+        self.phase, self.done = state["phase"], state["done"]
+        self.history, self.best = state["history"], state["best"]
+        self.optimizer = state.get("optimizer")
+        return state.get("model")
+
+# %% ../nbs/05_train.ipynb #3bcb004f
+class Checkpoint(_State, Callback):
     "Seed each epoch by its number; after it, write everything needed to go on."
     order = 65   # after fastai's Recorder
 
     def __init__(self,
-        path: Path,            # File of the checkpoint
-        key: str,              # Stands for settings and data; a checkpoint with another key is refused
-        seed: int = 0,         # Seed of the run
+        path: Path,    # File of the checkpoint
+        key: str,      # Stands for settings and data; a checkpoint with another key is refused
+        seed: int = 0, # Seed of the run
     ):
-        self.path, self.key, self.seed = Path(path), key, seed
-        self.phase, self.done, self.history, self.best, self.optimizer = "head", 0, [], None, None
+        super().__init__(path, key)
+        self.seed = seed
 
     def before_train(self):
         self.started = time.perf_counter()
@@ -115,47 +150,37 @@ class Checkpoint(Callback):
 
     def after_epoch(self):
         if self.epoch < self.done: return   # skipped while resuming
-        losses = [float(value) for value in self.recorder.values[-1]]
-        self.history.append(dict(zip(("epoch", "phase", "train_loss", "valid_loss", "valid_accuracy", "seconds"),
-            (len(self.history) + 1, self.phase, *losses, round(time.perf_counter() - self.started, 2)))))
-        self.done = self.epoch + 1
-        if self.best is None or losses[1] < self.best["loss"]:
-            self.best = {"loss": losses[1], "epoch": len(self.history),
-                         "model": {name: value.clone() for name, value in self.model.state_dict().items()}}
-        state = self.opt.state_dict()
-        self.save(model=self.model.state_dict(), optimizer=dict(  # plain types only, so that reading runs no code
-            state=list(state["state"]), hypers=[{k: float(v) for k, v in group.items()} for group in state["hypers"]]))
+        losses = dict(zip(("train_loss", "valid_loss", "valid_accuracy"),
+                          map(float, self.recorder.values[-1])))
+        seconds = round(time.perf_counter() - self.started, 2)
+        self.history.append(dict(epoch=len(self.history) + 1, phase=self.phase, **losses,
+                                 seconds=seconds))
+        self.done, model = self.epoch + 1, self.model.state_dict()
+        if self.best is None or losses["valid_loss"] < self.best["loss"]:
+            self.best = {"loss": losses["valid_loss"], "epoch": len(self.history),
+                         "model": {name: value.clone() for name, value in model.items()}}
+        self.save(model=model, optimizer=_plain_state(self.opt))
 
-    def save(self,
-        **states: dict, # Further state dicts to keep: model and optimizer
-    ):
-        "Write the checkpoint, whole or not at all."
-        with write_atomic(self.path) as partial:
-            torch.save(dict(key=self.key, phase=self.phase, done=self.done, history=self.history, best=self.best, **states), partial)
+# %% ../nbs/05_train.ipynb #255164fd
+def _plain_state(optimizer) -> dict:
+    "An optimizer's state in plain types only, so that reading it runs no code."
+    state = optimizer.state_dict()
+    hypers = [{name: float(value) for name, value in group.items()} for group in state["hypers"]]
+    return dict(state=list(state["state"]), hypers=hypers)
 
-    def load(self) -> dict | None: # State of the model, or `None` where there is no checkpoint
-        "Read what an interrupted run left; raises `SettingsError` if it belongs to another run."
-        if not self.path.exists(): return None
-        state = torch.load(self.path, "cpu", weights_only=True)
-        if state["key"] != self.key:
-            raise SettingsError(f"{self.path} belongs to a run with other settings, weights or data: repeat its settings, "
-                             f"or train without --resume")
-        self.phase, self.done, self.history, self.best = (state[k] for k in ("phase", "done", "history", "best"))
-        self.optimizer = state.get("optimizer")
-        return state.get("model")
-
-# %% ../nbs/05_train.ipynb #dac3a695
+# %% ../nbs/05_train.ipynb #04718084
 def fit_phases(
     learner: Learner,       # As `make_learner` gives it
     checkpoint: Checkpoint, # New, or loaded
     *,
-    settings: Settings,     # Resolved; epochs, learning rates, `fine_tune_stages` and `mixup` count here
+    settings: Settings,     # Resolved; epochs, rates, `fine_tune_stages` and `mixup` count here
 ) -> pd.DataFrame:          # History: a row an epoch
     "Train the head, then head and top stages; leave the best epoch's weights in the learner."
     top = min(settings.fine_tune_stages, len(learner.splitter(learner.model)) - 1)
+    rates = slice(settings.fine_tune_lr / 10, settings.fine_tune_lr)
+    mixup = [MixUp(settings.mixup)] if settings.mixup else []
     phases = {"head": (settings.head_epochs, -1, settings.head_lr, []),
-              "fine-tune": (settings.fine_tune_epochs, -1 - top, slice(settings.fine_tune_lr / 10, settings.fine_tune_lr),
-                            [MixUp(settings.mixup)] if settings.mixup else [])}
+              "fine-tune": (settings.fine_tune_epochs, -1 - top, rates, mixup)}
     for name in list(phases)[list(phases).index(checkpoint.phase):]:
         epochs, depth, rate, callbacks = phases[name]
         if name != checkpoint.phase:
@@ -165,12 +190,14 @@ def fit_phases(
         learner.opt = None
         learner.freeze_to(depth)
         if checkpoint.optimizer:
-            learner.opt.load_state_dict({name: L(values) for name, values in checkpoint.optimizer.items()})
-        learner.fit_one_cycle(epochs, rate, cbs=[checkpoint, *callbacks], start_epoch=checkpoint.done)
+            kept = {name: L(values) for name, values in checkpoint.optimizer.items()}
+            learner.opt.load_state_dict(kept)
+        learner.fit_one_cycle(epochs, rate, cbs=[checkpoint, *callbacks],
+                              start_epoch=checkpoint.done)
     learner.model.load_state_dict(checkpoint.best["model"])
     return pd.DataFrame(checkpoint.history)
 
-# %% ../nbs/05_train.ipynb #64acf177
+# %% ../nbs/05_train.ipynb #cdb9c0fe
 def plot_history(
     history: pd.DataFrame, # As `fit_phases` gives it
 ) -> Figure:               # Losses and accuracy over the epochs; the second phase is shaded
@@ -183,65 +210,75 @@ def plot_history(
     best = history.valid_loss.idxmin()
     for ax, label in zip(axes, ("loss", "validation accuracy, %")):
         ax.set(xlabel="epoch", ylabel=label, xticks=history.epoch[::max(1, len(history) // 10)])
-        if len(second): ax.axvspan(second.min() - 0.5, second.max() + 0.5, alpha=0.08, label="fine-tuning")
+        if len(second):
+            ax.axvspan(second.min() - 0.5, second.max() + 0.5, alpha=0.08, label="fine-tuning")
         ax.axvline(history.epoch[best], color="grey", ls=":", label="kept")
     axes[0].legend(fontsize=8)
     figure.tight_layout()
     return figure
 
-# %% ../nbs/05_train.ipynb #e812fd57
+# %% ../nbs/05_train.ipynb #1cb99c37
 def _key(settings: Settings, manifest: pd.DataFrame) -> str:
     "A fingerprint of everything that changes the result of a training."
     matters = settings.model_dump(mode="json", include={
-        "arch", "seed", "image_size_px", "fit", "batch_size", "head_epochs", "fine_tune_epochs", "fine_tune_stages", "head_lr",
-        "fine_tune_lr", "find_lr", "balance", "mixup", "label_smoothing", "flip"})
+        "arch", "seed", "image_size_px", "fit", "batch_size", "head_epochs", "fine_tune_epochs",
+        "fine_tune_stages", "head_lr", "fine_tune_lr", "find_lr", "balance", "mixup",
+        "label_smoothing", "flip"})
     weights = hash_file(settings.weights) if settings.weights else None
     text = json.dumps([matters, weights, fingerprint_data(manifest)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
+# %% ../nbs/05_train.ipynb #4b0e1ecc
 class _Progress(Callback):
     "A bar for each epoch on a terminal, and a line after it everywhere, on standard error."
     order = 70   # after Checkpoint
     def before_train(self):
-        self.bar = tqdm(total=len(self.dls.train), desc=f"{self.checkpoint.phase} {self.epoch + 1}/{self.n_epoch}", leave=False,
-                        disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self.bar = tqdm(total=len(self.dls.train), leave=False, dynamic_ncols=True,
+                        desc=f"{self.checkpoint.phase} {self.epoch + 1}/{self.n_epoch}",
+                        disable=not sys.stderr.isatty())
     def after_batch(self):
         if self.training: self.bar.update()
     def after_train(self): self.bar.close()
     def after_epoch(self):
         row = self.checkpoint.history[-1]
-        if self.epoch + 1 == self.checkpoint.done:
-            print(f"{row['phase']:>9} {self.epoch + 1}/{self.n_epoch}   training loss {row['train_loss']:.3f}   "
-                  f"validation loss {row['valid_loss']:.3f}, accuracy {row['valid_accuracy']:.1%}   {row['seconds']:.0f} s",
-                  file=sys.stderr, flush=True)
+        if self.epoch + 1 != self.checkpoint.done: return   # skipped while resuming
+        print(f"{row['phase']:>9} {self.epoch + 1}/{self.n_epoch}   "
+              f"training loss {row['train_loss']:.3f}   "
+              f"validation loss {row['valid_loss']:.3f}, accuracy {row['valid_accuracy']:.1%}",
+              file=sys.stderr, flush=True)
 
+# %% ../nbs/05_train.ipynb #9f53f4b7
+def _save_figure(figure: Figure, path: Path) -> None:
+    "Write a figure as PNG, whole or not at all."
+    with write_atomic(path) as partial:
+        figure.savefig(partial, format="png", dpi=110, bbox_inches="tight")
+
+# %% ../nbs/05_train.ipynb #ec9bc60f
 def train_model(
     settings: Settings, # What to train on, and how
 ) -> Learner:           # With the best epoch's weights
     "Train on a prepared data set; writes weights, history and curves."
     settings = settings.resolve()
-    backbone = load_backbone(settings.arch, weights=settings.weights, size_px=settings.image_size_px)
+    arch, size_px, results = settings.arch, settings.image_size_px, settings.results_dir
+    backbone = load_backbone(arch, weights=settings.weights, size_px=size_px)
     data = find_data(settings)
     manifest = read_manifest(data)
     set_seed(settings.seed)
-    loaders = make_loaders(manifest, cache_pixels(manifest, data, settings=settings), settings=settings)
-    learner = make_learner(loaders, backbone, settings=settings)
-    checkpoint = Checkpoint(settings.model_dir/"checkpoint.pth", _key(settings, manifest), settings.seed)
+    pixels = cache_pixels(manifest, data, settings=settings)
+    learner = make_learner(make_loaders(manifest, pixels, settings=settings), backbone,
+                           settings=settings)
+    key, file = _key(settings, manifest), settings.model_dir/"checkpoint.pth"
+    checkpoint = Checkpoint(file, key, settings.seed)
     with learner.no_bar():
         if settings.find_lr:
             rate, figure = find_lr(learner)
             settings = settings.model_copy(update={"head_lr": rate})
-            _save_figure(figure, settings.results_dir/"lr_find.png")
+            _save_figure(figure, results/"lr_find.png")
         if settings.resume and (state := checkpoint.load()): learner.model.load_state_dict(state)
         with learner.no_logging(), learner.added_cbs(_Progress()):
             history = fit_phases(learner, checkpoint, settings=settings)
     checkpoint.save()   # finished: weights of the best epoch, no optimizer
-    with write_atomic(settings.model_dir/f"{settings.arch}_finetuned.pth") as partial:
-        torch.save(backbone.state_with(learner.model[1]), partial)
-    with write_atomic(settings.results_dir/"history.csv") as partial: history.to_csv(partial, index=False)
-    _save_figure(plot_history(history), settings.results_dir/"history.png")
+    _save_tensors(backbone.state_with(learner.model[1]), settings.model_dir/f"{arch}_finetuned.pth")
+    with write_atomic(results/"history.csv") as partial: history.to_csv(partial, index=False)
+    _save_figure(plot_history(history), results/"history.png")
     return learner
-
-def _save_figure(figure: Figure, path: Path) -> None:
-    "Write a figure as PNG, whole or not at all."
-    with write_atomic(path) as partial: figure.savefig(partial, format="png", dpi=110, bbox_inches="tight")

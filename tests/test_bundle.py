@@ -81,6 +81,17 @@ def test_no_folder_and_no_bundle(tmp_path, bundle):
         read_bundle(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["is_dir", "is_file", "read_text"])
+def test_no_permission_is_said(bundle, monkeypatch, name):
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(bundle.path), name, refuse)
+        with pytest.raises(BundleError, match="can't read .*mend its permissions"):
+            read_bundle(bundle.path)
+
+
 def test_an_interrupted_write_leaves_the_old_bundle(tmp_path, bundle, monkeypatch):
     monkeypatch.setattr(shutil, "copyfile", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):

@@ -8,6 +8,7 @@ import re
 import socket
 import stat
 import struct
+import sys
 import tarfile
 import threading
 import time
@@ -24,7 +25,7 @@ from PIL import Image
 from imgclf_nb import sources
 from imgclf_nb.archives import DataError, _Budget, _Metered
 from imgclf_nb.data import fingerprint_data, find_data, prepare_data, read_manifest, split_groups
-from imgclf_nb.download import download_file
+from imgclf_nb.download import download_file, has_md5
 from imgclf_nb.files import StorageError
 from imgclf_nb.settings import Settings
 from imgclf_nb.sources import open_source
@@ -242,6 +243,20 @@ def test_archives_in_an_archive_stay_apart(tmp_path, prepare):
     assert not [name for name in listing(tmp_path / "data") if name.endswith("tgz")]
 
 
+@pytest.mark.parametrize("suffix, mode", [("tar", "w"), ("tgz", "w:gz")])
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path, prepare, suffix, mode):
+    draw(tmp_path / "pets")
+    draw(tmp_path / "more", start=50, images=3)
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as inner:
+        for name in listing(tmp_path / "more"):
+            inner.write(tmp_path / "more" / name, name)
+    with tarfile.open(tmp_path / f"both.{suffix}", mode) as archive:
+        archive.add(tmp_path / "pets", "both/train")
+        archive.add(tmp_path / "more.zip", "both/test.zip")
+    manifest = prepare(tmp_path / f"both.{suffix}")
+    assert manifest.groupby("split").size().to_dict() == {"test": 6, "train": 16, "val": 4}
+
+
 def test_same_archive_again_reuses_the_images(tmp_path, prepare, refuse):
     with tarfile.open(tmp_path / "pets.tar", "w") as archive:
         archive.add(draw(tmp_path / "in"), "pets")
@@ -267,6 +282,7 @@ def test_messages_for_what_is_not_there(tmp_path, refuse, monkeypatch):
     refuse("", "does not exist")
     refuse("x" * 5000, "does not exist")
     refuse("a\0b", "does not exist")
+    refuse("~nobody of this name/flowers", "does not exist")
     refuse("flowers", "no classes in flowers", "found no files")
     (tmp_path / "flowers" / "rose").mkdir()
     (tmp_path / "flowers" / "rose" / "1.heic").write_bytes(b"x")
@@ -351,6 +367,19 @@ def test_a_file_that_breaks_off_is_set_aside(tmp_path, prepare, format):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3), dtype=np.uint8)).save(file, format)
     (pets / "cat" / f"half.{format.lower()}").write_bytes(file.getvalue()[:len(file.getvalue()) // 2])
     assert len(prepare(pets)) == 20
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows forbids such names")
+def test_a_line_break_in_a_name_is_set_aside(tmp_path, prepare, refuse):
+    pets = draw(tmp_path / "pets")
+    (pets / "cat" / "x\ry.jpg").write_bytes(jpeg(5))
+    (pets / "cat" / "x\ny.jpg").write_bytes(jpeg(6))   # this one a table can hold
+    manifest = prepare(pets)
+    assert len(manifest) == 21
+    aside = pd.read_csv(Path(manifest.attrs["folder"]) / "quarantine.csv")
+    assert aside.reason.tolist() == ["the file's name holds a line break; rename it"]
+    draw(pets, classes=["e\rmu"], start=9000)
+    refuse(pets, "e\ufffdmu (0 images")
 
 
 def test_too_large_is_set_aside(tmp_path, prepare):
@@ -509,6 +538,13 @@ def test_tables_with_mistakes(tmp_path, refuse, prepare):
         refuse(table, "table.csv", *parts)
     table.write_bytes("path,label\nM\u00fcll.jpg,cat\n".encode("latin-1"))
     refuse(table, "not UTF-8")
+    table.write_text(f"path,label\na\0b.jpg,cat\n{good}")   # Python 3.10 refuses the table, 3.11 the path
+    if sys.version_info >= (3, 11):
+        manifest = prepare(table)
+        aside = pd.read_csv(Path(manifest.attrs["folder"]) / "quarantine.csv")
+        assert aside.reason.tolist() == ["can't be read: embedded null byte"]
+    else:
+        refuse(table, "line contains NUL")
     table.write_text(f"path,label\ngone.jpg,cat\npets,cat\n/dev/zero,cat\npets/cat/000.jpg,BACKGROUND_Google\n{good}")
     manifest = prepare(table)
     assert manifest.label.value_counts().to_dict() == {"cat": 10, "dog": 10}
@@ -572,7 +608,8 @@ def test_manifest_and_find_data(tmp_path, prepare):
     assert find_data(Settings(data_dir=tmp_path / "data")) == tmp_path / "data" / "digits"
     with pytest.raises(DataError, match="did you mean digits"):
         find_data(Settings(source="digts", data_dir=tmp_path / "data"))
-    for text, part in (("path,label\na,b\n", "no column split"), ("", "imgclf prepare"), ('path,label\n"a', "imgclf prepare")):
+    wide = "path,label,split,sha256,width_px,height_px,group\na.png,cat,train,0,wide,1,0\n"
+    for text, part in ((wide, "imgclf prepare"), ("path,label\na,b\n", "no column split"), ("", "imgclf prepare"), ('path,label\n"a', "imgclf prepare")):
         (tmp_path / "manifest.csv").write_text(text)
         with pytest.raises(DataError, match=part):
             read_manifest(tmp_path)
@@ -589,6 +626,12 @@ def test_long_paths_are_whole_in_the_report(tmp_path, prepare):
 
 
 # ---- Caltech-101
+
+
+def test_md5_without_what_python_3_11_brought(tmp_path, monkeypatch):
+    monkeypatch.delattr(hashlib, "file_digest", raising=False)
+    (tmp_path / "x").write_bytes(bytes(3_000_000))
+    assert has_md5(tmp_path / "x", hashlib.md5(bytes(3_000_000)).hexdigest())
 
 
 class Server:

@@ -54,8 +54,8 @@ def test_requirements_have_no_upper_pins():
 
 @pytest.mark.install
 def test_wheel_predicts_in_an_environment_without_torch(tmp_path):
-    """What the serving image does: the wheel without its dependencies, and `serve_requirements`."""
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "dist", ROOT], check=True, capture_output=True)
+    """What the serving image does: the wheel (made from the sdist) without its dependencies, and `serve_requirements`."""
+    subprocess.run([sys.executable, "-m", "build", "--outdir", tmp_path / "dist", ROOT], check=True, capture_output=True)
     wheel, = (tmp_path / "dist").glob("*.whl")
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"

@@ -203,3 +203,27 @@ def test_ready_within_a_second_and_calls_nobody(bundle, tmp_path):
         assert label == "sea"
         took.append(seconds)
     assert min(took) < 1
+
+
+FIRST_CALLS = """
+import sys, threading
+import numpy as np
+from imgclf_nb.predict import Predictor
+predictor, barrier = Predictor(sys.argv[1]), threading.Barrier(8)
+picture = np.zeros((40, 40, 3), np.uint8)
+def ask():
+    barrier.wait()
+    predictor.predict(picture)
+threads = [threading.Thread(target=ask, daemon=True) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join(20)
+sys.exit(any(thread.is_alive() for thread in threads))
+"""
+
+
+def test_first_calls_from_many_threads_do_not_wait_for_each_other(tmp_path):
+    """OpenVINO's Python layer can deadlock if two threads make its first call (seen in one of six starts)."""
+    bundle = write_example_bundle(tmp_path / "bundle")
+    for _ in range(10):
+        run = subprocess.run([sys.executable, "-c", FIRST_CALLS, str(bundle.path)], timeout=60)
+        assert run.returncode == 0, "threads still wait for each other after 20 s"

@@ -138,7 +138,10 @@ def test_full_disk(imgclf, small_disk, tmp_path, option):
                     option, small_disk / "here")
     assert result.returncode == 2, result.stdout + result.stderr
     assert "disk is full" in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
-    assert not [path for path in small_disk.rglob("*") if path.is_file() and path.name != "filler" and path.suffix != ".csv"]
+    for path in small_disk.rglob("*"):
+        assert not path.name.startswith("."), "a part was left behind"
+        if path.suffix == ".png":
+            Image.open(path).load()
 
 
 def test_ctrl_c_leaves_no_parts(tmp_path):

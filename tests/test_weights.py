@@ -1,0 +1,41 @@
+"""Other backbones: with weights from a file they train; without weights and network, a clear end and nothing left."""
+import json
+import os
+import time
+
+import pandas as pd
+import torch
+import torchvision
+
+QUICK = ["--top-n", "2", "--image-size-px", "32", "--head-epochs", "1", "--fine-tune-epochs", "1"]
+
+
+def test_resnet50_from_a_file(imgclf, tmp_path):
+    """Every step with a local state dict; what comes out loads into torchvision's own network."""
+    torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "resnet50.pth")
+    result = imgclf("run", "digits", "--arch", "resnet50", "--weights", "resnet50.pth", *QUICK)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "results" / "metrics.json").read_text())["model"]["arch"] == "resnet50"
+    state = torch.load(tmp_path / "model" / "resnet50_finetuned.pth", weights_only=True)
+    torchvision.models.resnet50(num_classes=2).load_state_dict(state)
+
+
+def test_resnet50_without_a_network(imgclf, tmp_path):
+    """No weights: all ways out are named within 30 seconds, and nothing is written."""
+    began = time.monotonic()
+    nowhere = {**os.environ, "TORCH_HOME": str(tmp_path / "cache"), "https_proxy": "http://127.0.0.1:9"}
+    result = imgclf("run", "digits", "--arch", "resnet50", env=nowhere)
+    assert result.returncode == 2 and time.monotonic() - began < 30
+    message = result.stderr.splitlines()[-1]
+    assert message.startswith("imgclf: ") and "--weights FILE" in message and "--arch efficientnet_lite0" in message
+    assert not (tmp_path / "data").exists() and not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_options_of_the_recipe_reach_the_training(imgclf, tmp_path):
+    """Balance, mixup and the learning-rate finder run, and the finder leaves its plot."""
+    assert imgclf("prepare", *QUICK[:4]).returncode == 0
+    for options in (["--balance", "weights", "--find-lr"], ["--balance", "sampler", "--mixup", "0.4"]):
+        result = imgclf("train", *QUICK[2:], *options)
+        assert result.returncode == 0, result.stderr
+        assert pd.read_csv(tmp_path / "results" / "history.csv").valid_accuracy.max() > 0.9
+    assert (tmp_path / "results" / "lr_find.png").stat().st_size > 1000
