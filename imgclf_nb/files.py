@@ -60,7 +60,7 @@ def write_atomic(
         finally:
             partial.unlink(missing_ok=True)
 
-# %% ../nbs/00a_files.ipynb #50d2b886
+# %% ../nbs/00a_files.ipynb #f84514b9
 @contextmanager
 def replace_folder(
     path: str | Path, # The folder that shall appear
@@ -70,6 +70,7 @@ def replace_folder(
     partial, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
     with explain_storage(path):
         try:
+            if old.exists() and not path.exists(): old.replace(path)   # killed between the renames
             for leftover in (partial, old): shutil.rmtree(leftover, ignore_errors=True)
             partial.mkdir(parents=True)
             yield partial

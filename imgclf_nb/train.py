@@ -55,7 +55,7 @@ class _Bfloat16(Callback):
         self.cast.__exit__(None, None, None)
         self.learn.pred = self.pred.float()
 
-# %% ../nbs/05_train.ipynb #7a7ee64a
+# %% ../nbs/05_train.ipynb #86153a3b
 def make_learner(
     loaders: DataLoaders, # Batches of the splits `train` and `val`
     backbone: Backbone,   # Pretrained body and its stages
@@ -71,7 +71,7 @@ def make_learner(
         weight = counts.sum() / (loaders.c * counts.clamp(min=1))
     def build(pretrained): return nn.Sequential(backbone.body, nn.AdaptiveAvgPool2d(1))
     def split(model):
-        return [_parameters(stage) for stage in backbone.stages] + [list(model[1].parameters())]
+        return _group_parameters(backbone) + [list(model[1].parameters())]
     loss = CrossEntropyLossFlat(weight=weight, label_smoothing=settings.label_smoothing)
     learner = vision_learner(loaders, build, custom_head=LinearHead(backbone.n_features, loaders.c),
                              splitter=split, loss_func=loss, metrics=accuracy,
@@ -79,9 +79,12 @@ def make_learner(
     learner.add_cbs([_FrozenStatistics(), _Bfloat16()])
     return learner
 
-def _parameters(stage: list) -> list:
-    "The parameters of a stage's layers."
-    return [parameter for layer in stage for parameter in layer.parameters(recurse=False)]
+def _group_parameters(backbone: Backbone) -> list:
+    "The parameters of each stage; those of no layer (a transformer's tokens) go with the first."
+    groups = [[p for layer in stage for p in layer.parameters(recurse=False)]
+              for stage in backbone.stages]
+    known = {id(p) for group in groups for p in group}
+    return [groups[0] + [p for p in backbone.body.parameters() if id(p) not in known], *groups[1:]]
 
 # %% ../nbs/05_train.ipynb #e10b4887
 def find_lr(

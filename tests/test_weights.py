@@ -4,8 +4,12 @@ import os
 import time
 
 import pandas as pd
+import timm
 import torch
 import torchvision
+
+from imgclf_nb.backbones import load_backbone
+from imgclf_nb.train import _group_parameters
 
 QUICK = ["--top-n", "2", "--image-size-px", "32", "--head-epochs", "1", "--fine-tune-epochs", "1"]
 
@@ -39,3 +43,12 @@ def test_options_of_the_recipe_reach_the_training(imgclf, tmp_path):
         assert result.returncode == 0, result.stderr
         assert pd.read_csv(tmp_path / "results" / "history.csv").valid_accuracy.max() > 0.9
     assert (tmp_path / "results" / "lr_find.png").stat().st_size > 1000
+
+
+def test_every_parameter_is_in_one_group(tmp_path):
+    """Also a transformer's tokens, which belong to no layer: what is in no group would never be frozen."""
+    for arch in ("resnet18", "vit_tiny_patch16_224"):
+        torch.save(timm.create_model(arch).state_dict(), tmp_path / "weights.pth")
+        backbone = load_backbone(arch, weights=tmp_path / "weights.pth")
+        grouped = [id(p) for group in _group_parameters(backbone) for p in group]
+        assert sorted(grouped) == sorted(id(p) for p in backbone.body.parameters())
