@@ -39,7 +39,7 @@ def test_options_of_the_recipe_reach_the_training(imgclf, tmp_path):
     """Balance, mixup and the learning-rate finder run, and the finder leaves its plot."""
     assert imgclf("prepare", *QUICK[:4]).returncode == 0
     for options in (["--balance", "weights", "--find-lr"], ["--balance", "sampler", "--mixup", "0.4"]):
-        result = imgclf("train", *QUICK[2:], *options)
+        result = imgclf("train", *QUICK[2:], "--head-epochs", "3", *options)
         assert result.returncode == 0, result.stderr
         assert pd.read_csv(tmp_path / "results" / "history.csv").valid_accuracy.max() > 0.9
     assert (tmp_path / "results" / "lr_find.png").stat().st_size > 1000
