@@ -132,7 +132,7 @@ class _State:
         self.optimizer = state.get("optimizer")
         return state.get("model")
 
-# %% ../nbs/05_train.ipynb #3bcb004f
+# %% ../nbs/05_train.ipynb #1c2dfdd5
 class Checkpoint(_State, Callback):
     "Seed each epoch by its number; after it, write everything needed to go on."
     order = 65   # after fastai's Recorder
@@ -150,6 +150,7 @@ class Checkpoint(_State, Callback):
         number = self.seed + 1_000_003 * (len(self.history) + 1)
         set_seed(number % 2**32)
         self.dls.train.rng = random.Random(number)
+        self.recorder.smooth_loss.reset()   # else the training loss carries over from before
 
     def after_epoch(self):
         if self.epoch < self.done: return   # skipped while resuming

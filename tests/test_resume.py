@@ -13,8 +13,8 @@ import torch
 
 from imgclf_nb.bundle import read_bundle
 
-OPTIONS = ["--top-n", "3", "--image-size-px", "32", "--head-epochs", "2", "--fine-tune-epochs", "3"]
-KILLS = 10
+OPTIONS = ["--top-n", "3", "--image-size-px", "32", "--head-epochs", "4", "--fine-tune-epochs", "8"]
+EPOCHS, KILLS = 12, 10
 
 
 def start(command, folder, *options):
@@ -47,6 +47,30 @@ def result(folder):
     return pd.read_csv(folder / "results" / "history.csv").drop(columns="seconds"), metrics
 
 
+def count_epochs(folder):
+    """How many epochs the checkpoint has behind it."""
+    path = folder / "model" / "checkpoint.pth"
+    return len(torch.load(path, weights_only=True)["history"]) if path.exists() else 0
+
+
+def kill_within(process, seconds):
+    """Kill a process after some seconds, unless it ends by itself."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def kill_in_training(process, folder, moments):
+    """Kill a training shortly after it has finished an epoch."""
+    path = folder / "model" / "checkpoint.pth"
+    before = path.stat().st_mtime_ns if path.exists() else 0
+    while process.poll() is None and (path.stat().st_mtime_ns if path.exists() else 0) == before:
+        time.sleep(0.005)
+    kill_within(process, moments.uniform(0, 0.5))
+
+
 def test_kill_anywhere_and_resume(tmp_path):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     for folder in (straight, killed):
@@ -54,17 +78,14 @@ def test_kill_anywhere_and_resume(tmp_path):
         finish("prepare", folder, *OPTIONS[:4])
     seconds = finish("train", straight, *OPTIONS[2:])
 
-    moments, done = random.Random(0), 0
-    for _ in range(KILLS):
+    moments, reached = random.Random(0), set()
+    for number in range(KILLS):   # first inside the training, which is the shorter part of the time; then anywhere
         process = start("train", killed, *OPTIONS[2:], "--resume")
-        try:
-            done += process.wait(moments.uniform(0.3, 1) * seconds) == 0
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        kill_in_training(process, killed, moments) if number < 6 else kill_within(process, moments.uniform(0.1, 1) * seconds)
         check_readable(killed)
+        reached.add(count_epochs(killed))
+    assert len(reached - {0, EPOCHS}) >= 3, f"the kills left {reached} epochs: too few in the middle of a training"
     finish("train", killed, *OPTIONS[2:], "--resume")
-    assert done < KILLS, "no run was killed: the moments come too late"
 
     (history, metrics), (history_again, metrics_again) = result(straight), result(killed)
     pd.testing.assert_frame_equal(history_again, history, atol=1e-6, rtol=0)
