@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'parse_words', 'find_pictures', 'main']
 
-# %% ../nbs/10_cli.ipynb #a5c9a004
+# %% ../nbs/10_cli.ipynb #4a727738
 import argparse, csv, json, os, sys, warnings
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from pydantic_settings import SettingsError as ParserError
 from . import __version__
 from .files import explain_storage
 from .images import SUFFIXES
-from .settings import ImgclfError, Settings, SettingsError, nearest_names
+from .settings import ImgclfError, Settings, SettingsError, _Base, nearest_names
 
 # %% ../nbs/10_cli.ipynb #4624f962
 _WHERE = ["name", "data_dir", "seed"]
@@ -60,7 +60,7 @@ def _limits(field) -> str:
     most = f"to {'under ' if 'lt' in rules else ''}{high}" if high is not None else "or more"
     return f" [{least} {most}]"
 
-# %% ../nbs/10_cli.ipynb #cea08f02
+# %% ../nbs/10_cli.ipynb #d8b8ba8f
 def _make_parser(command: str) -> type:
     "A settings class that knows this command's options only."
     about, options = COMMANDS[command]
@@ -73,7 +73,7 @@ def _make_parser(command: str) -> type:
     if command == "predict":
         fields["paths"] = CliPositionalArg[list[str]], Field(description="Files or folders")
     else: fields["source"] = CliPositionalArg[str], Settings.model_fields["source"]
-    parser = create_model(command, __base__=Settings.__base__, __doc__=about, **fields)
+    parser = create_model(command, __base__=_Base, __doc__=about, **fields)
     parser.model_config.update(extra="ignore", cli_exit_on_error=False,
                                cli_prog_name=f"imgclf {command}")
     return parser

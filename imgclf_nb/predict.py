@@ -31,23 +31,32 @@ def _import_openvino():
 class PredictError(ImgclfError):
     "The model can't be run as asked: precision, shape of the pixels, or `top_k`."
 
-# %% ../nbs/07_predict.ipynb #7c3ee9a0
-def _choose_precision(wanted: str, capabilities: list) -> str:
-    "Give `bf16` or `f32` for a processor with these capabilities; raise `PredictError`."
-    if wanted not in ("auto", "f32", "bf16"):
-        raise PredictError(f"precision={wanted!r}: choose auto, f32 or bf16")
+# %% ../nbs/07_predict.ipynb #89ee56e3
+def _choose_precision(wanted: str, made_for: str, capabilities: list) -> str:
+    "Give `int8`, `bf16` or `f32` for a bundle and a processor; raise `PredictError`."
+    if wanted not in ("auto", "f32", "bf16", "int8"):
+        raise PredictError(f"precision={wanted!r}: choose auto, f32, bf16 or int8")
+    if made_for == "int8" and wanted in ("f32", "bf16"):
+        raise PredictError(f"precision={wanted!r}: this bundle is quantised to int8; choose auto, "
+                           f"or make it anew with `imgclf export --precision {wanted}`")
+    if wanted == "int8" and made_for != "int8":
+        raise PredictError("precision='int8': this bundle is not quantised; choose auto, "
+                           "or make it so with `imgclf export --precision int8`")
     if wanted == "bf16" and "BF16" not in capabilities:
         raise PredictError("precision='bf16': this processor has no bfloat16 arithmetic; "
                            "choose auto or f32")
+    if made_for == "int8": return "int8"
+    if wanted == "auto": wanted = made_for   # what the export proved
     return "f32" if wanted == "f32" or "BF16" not in capabilities else "bf16"
 
-# %% ../nbs/07_predict.ipynb #c57133c9
-def _compile(bundle: Bundle, precision: str):
+# %% ../nbs/07_predict.ipynb #0754c39a
+def _compile(bundle: Bundle, precision: str, hint: str = "THROUGHPUT"):
     "Compile the network for single pictures; give the compiled model and the chosen precision."
     openvino, size = _import_openvino(), [1, *[bundle.info.image_size_px] * 2, 3]
     core = openvino.Core()
-    if precision == "auto": precision = bundle.info.precision   # what the export proved
-    precision = _choose_precision(precision, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    precision = _choose_precision(precision, bundle.info.precision, able)
+    floats = _choose_precision("auto", "auto", able) if precision == "int8" else precision
     try:
         model = core.read_model(bundle.model_file)
         if not model.input("images").partial_shape.compatible(openvino.PartialShape(size)):
@@ -55,7 +64,7 @@ def _compile(bundle: Bundle, precision: str):
                                "the network has another")
         model.reshape(size)
         compiled = core.compile_model(model, "CPU", {
-            "PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": precision})
+            "PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": floats})
         shape = tuple(compiled.output("probabilities").shape)
         for name in ("features", "evidence"): compiled.output(name)
     except RuntimeError as error:
@@ -67,7 +76,7 @@ def _compile(bundle: Bundle, precision: str):
                           f"names {len(bundle.info.labels)} labels: export the bundle again")
     return compiled, precision
 
-# %% ../nbs/07_predict.ipynb #dfba5721
+# %% ../nbs/07_predict.ipynb #89b772ef
 class _Engine:
     "A compiled network that any number of threads may share."
     def __init__(self, bundle: Bundle, precision: str):
@@ -78,14 +87,17 @@ class _Engine:
         self.streams = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._requests = SimpleQueue()
         for _ in range(self.streams): self._requests.put(compiled.create_infer_request())
+        self._lone = SimpleQueue()   # empty unless `_add_lone_lane` is called
         self.run(np.zeros((1, self.info.image_size_px, self.info.image_size_px, 3), np.uint8))
 
     @contextmanager
     def _borrow(self):
-        "Take an infer request out of the queue, and put it back."
-        request = self._requests.get()
+        "Take an infer request out of a queue, and put it back."
+        alone = self._requests.qsize() == self.streams and not self._lone.empty()
+        lane = self._lone if alone else self._requests
+        request = lane.get()
         try: yield request
-        finally: self._requests.put(request)
+        finally: lane.put(request)
 
     def _run_one(self, pixels: np.ndarray, into: dict, row: int) -> None:
         "Compute one picture and copy its outputs, which the next user of the request overwrites."
@@ -115,6 +127,21 @@ def _run_all(engine: _Engine, pixels: np.ndarray) -> dict[str, np.ndarray]:
     else:
         with ThreadPoolExecutor(engine.streams) as pool: list(pool.map(run_row, range(len(pixels))))
     return outputs
+
+# %% ../nbs/07_predict.ipynb #d2d29186
+def _add_lone_lane(engine: _Engine, bundle: Bundle, precision: str) -> bool:
+    "Let all cores work on a picture that comes alone, if that changes no bit; say whether it does."
+    request = _compile(bundle, precision, hint="LATENCY")[0].create_infer_request()
+    side, random = bundle.info.image_size_px, np.random.default_rng(0)
+    for n in (2, 7, 16, 32):   # from large patches to fine grain
+        noise = Image.fromarray(random.integers(0, 256, (n, n, 3), np.uint8)).resize((side, side))
+        pixels = np.asarray(noise)[None]
+        expected = engine.run(pixels)
+        request.infer({0: pixels})
+        for name, values in expected.items():
+            if not np.array_equal(values, request.get_tensor(name).data): return False
+    engine._lone.put(request)
+    return True
 
 # %% ../nbs/07_predict.ipynb #f9cb4ff0
 def _decode(source, size_px: int, fit: str, max_megapixels: float) -> np.ndarray:
@@ -149,7 +176,7 @@ def _rank(probabilities: np.ndarray, labels: list, top_k: int, least: float) -> 
     pairs = [(labels[i], float(probabilities[i])) for i in order]
     return Prediction(*pairs[0], predictions=pairs, unsure=pairs[0][1] < least)
 
-# %% ../nbs/07_predict.ipynb #9ad46b42
+# %% ../nbs/07_predict.ipynb #e852a53b
 class Predictor(_Engine):
     "Answer which class a picture shows; one predictor may be shared by any number of threads."
     def __init__(self,
@@ -158,19 +185,33 @@ class Predictor(_Engine):
         precision: str = "auto",    # `auto`, `f32` or `bf16`
         workers: int | None = None, # Threads of `predict_many`; by default two for each core
         max_megapixels: float = 25, # Refuse larger pictures, in millions of pixels
+        quick: bool = False,        # Let all cores work on a picture that comes alone
     ):
-        super().__init__(read_bundle(bundle), precision)
+        bundle = read_bundle(bundle)
+        super().__init__(bundle, precision)
+        if quick: _add_lone_lane(self, bundle, precision)
         self.workers, self.max_megapixels = workers or 2 * (os.cpu_count() or 1), max_megapixels
+
+    def decode(self,
+        source,      # What `predict` takes
+    ) -> np.ndarray: # Pixels as `run` takes them, uint8 [S,S,3]
+        "Bring a picture to the size of the network; raises `ImageError` if it can't be read."
+        return _decode(source, self.info.image_size_px, self.info.fit, self.max_megapixels)
+
+    def rank(self,
+        probabilities: np.ndarray, # Of one picture, float32 [C]
+        top_k: int = 5,            # How many classes to list, from 1
+    ) -> Prediction:               # The answer
+        "Put probabilities into words; raises `PredictError` for a `top_k` below 1."
+        if top_k < 1: raise PredictError(f"top_k={top_k}: ask for at least 1")
+        return _rank(probabilities, self.labels, top_k, self.info.thresholds.get("unsure", 0.0))
 
     def predict(self,
         source,         # Path, bytes, Pillow picture, or uint8 array [H,W], [H,W,3] or [H,W,4]
         top_k: int = 5, # How many classes to list, from 1
     ) -> Prediction:    # The answer
         "Say what a picture shows; raises `ImageError` if it can't be read."
-        if top_k < 1: raise PredictError(f"top_k={top_k}: ask for at least 1")
-        pixels = _decode(source, self.info.image_size_px, self.info.fit, self.max_megapixels)
-        probabilities = self.run(pixels[None])["probabilities"][0]
-        return _rank(probabilities, self.labels, top_k, self.info.thresholds.get("unsure", 0.0))
+        return self.rank(self.run(self.decode(source)[None])["probabilities"][0], top_k)
 
     def predict_many(self,
         sources,        # Iterable of what `predict` takes

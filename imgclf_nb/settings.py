@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['ImgclfError', 'SettingsError', 'nearest_names', 'Settings', 'check_environment', 'env_example']
 
-# %% ../nbs/00_settings.ipynb #79ae46f3
-import difflib, os
+# %% ../nbs/00_settings.ipynb #1df5a185
+import difflib, os, re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from dotenv import dotenv_values
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # %% ../nbs/00_settings.ipynb #3d41d967
@@ -50,7 +50,7 @@ class _Base(BaseSettings):
         except ValidationError as error:
             raise SettingsError(_explain(error, type(self))) from None
 
-# %% ../nbs/00_settings.ipynb #7ec4f88f
+# %% ../nbs/00_settings.ipynb #387e5e68
 def _explain(error: ValidationError, settings: type) -> str:
     "Say in one line what pydantic found wrong first: the setting, the value and the rule."
     first = error.errors(include_url=False)[0]
@@ -58,12 +58,13 @@ def _explain(error: ValidationError, settings: type) -> str:
     about = settings.model_fields.get(str(first["loc"][0])) if first["loc"] else None
     rule = first["msg"].removeprefix("Value error, ")
     rule = rule[0].lower() + rule[1:]
-    return (f"{name.replace('_', '-')}={first['input']}: {rule}"
+    value = "..." if about and SecretStr in get_args(about.annotation) else first["input"]
+    return (f"{name.replace('_', '-')}={value}: {rule}"
             + (f". {about.description}" if about and about.description else ""))
 
-# %% ../nbs/00_settings.ipynb #701776da
-class Settings(_Base):
-    "All settings of a run; build one with `Settings(name=value, ...)`."
+# %% ../nbs/00_settings.ipynb #e6bf8129
+class _DataSettings(_Base):
+    "Where everything is, and which pictures are taken."
     source: str = Field("digits", description=
         "What to learn from: digits, caltech101, a folder, an archive or a CSV file")
     name: str | None = Field(None, pattern=r"^[\w][\w.-]*$", max_length=100, description=
@@ -95,6 +96,9 @@ class Settings(_Base):
         "Refuse larger pictures, in millions of pixels (Pillow itself stops at 178)")
     max_file_mb: float = Field(50, gt=0, description="Refuse larger image files, in MB")
 
+# %% ../nbs/00_settings.ipynb #31c4dbc5
+class _TrainSettings(_DataSettings):
+    "How a network is trained."
     arch: str | None = Field(None, description=
         "Backbone: efficientnet_lite0, or any torchvision or timm name "
         "(resnet50; digits: efficientnet_lite0)")
@@ -123,11 +127,53 @@ class Settings(_Base):
     resume: bool = Field(False, description=
         "Go on from the last finished epoch of an interrupted training")
 
-    precision: Literal["auto", "f32", "bf16"] = Field("auto", description=
-        "Arithmetic: auto takes bf16 where the processor computes it natively")
+# %% ../nbs/00_settings.ipynb #b066318e
+class _PredictSettings(_TrainSettings):
+    "How pictures are named."
+    precision: Literal["auto", "f32", "bf16", "int8"] = Field("auto", description=
+        "Arithmetic: auto takes what the bundle was proved in, bf16 where the processor has it; "
+        "int8 is made by `imgclf export`")
     top_k: int = Field(5, ge=1, le=1000, description="How many classes to list for each picture")
     format: Literal["table", "csv", "json"] = Field("table", description=
         "How predictions are printed")
+
+# %% ../nbs/00_settings.ipynb #cfbccf11
+class Settings(_PredictSettings):
+    "All settings of a run; build one with `Settings(name=value, ...)`."
+    host: str = Field("127.0.0.1", description=
+        "Address to listen on: 127.0.0.1 for this machine only, 0.0.0.0 for the network")
+    port: int = Field(8000, ge=0, le=65535, description="Port; 0 takes a free one")
+    api_key: SecretStr | None = Field(None, min_length=8, description=
+        "Key that every request must bring, at least 8 characters; better in the environment "
+        "than on the command line, which others can see")
+    rate_limit: str | None = Field(None, description=
+        "Requests that one client may make, such as 60/minute or 5/second")
+    max_upload_mb: float = Field(10, gt=0, le=1000, description=
+        "Refuse larger files at the web page and the API, in MB")
+    max_request_mb: float = Field(40, gt=0, le=4000, description=
+        "Refuse larger requests, in MB: several files together")
+    max_files: int = Field(32, ge=1, le=1000, description="Files in one request")
+    max_waiting: int = Field(64, ge=1, le=10_000, description=
+        "Pictures under way at once; who comes then is told to come again (status 503)")
+    body_timeout_s: float = Field(20, gt=0, le=3600, description=
+        "Seconds in which a request must have arrived")
+    processes: int = Field(1, ge=1, le=64, description=
+        "Server processes; with more than one there is the API only, no page")
+    trusted_proxies: str = Field("", description=
+        "Addresses of proxies whose X-Forwarded-For is believed, separated by commas")
+    log_format: Literal["text", "json"] = Field("text", description="How requests are logged")
+    page: bool = Field(True, description="Serve the web page too, not only the API")
+    mcp: bool = Field(False, description="Offer the model as an MCP tool at /mcp")
+    feedback_dir: Path | None = Field(None, description=
+        "Folder for pictures that visitors of the page correct; without it they can't")
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _understand(cls, limit):
+        "Refuse a rate that nobody can read, now and not at the first request."
+        if limit and not re.fullmatch(r"\d+\s*/\s*(second|minute|hour|day)", limit):
+            raise ValueError("write a number, / and second, minute, hour or day, such as 60/minute")
+        return limit
 
 # %% ../nbs/00_settings.ipynb #8799d394
 def check_environment(
