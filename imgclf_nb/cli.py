@@ -18,7 +18,7 @@ from .files import explain_storage
 from .images import SUFFIXES
 from .settings import ImgclfError, Settings, SettingsError, _Base, nearest_names
 
-# %% ../nbs/10_cli.ipynb #4624f962
+# %% ../nbs/10_cli.ipynb #3edd51bf
 _WHERE = ["name", "data_dir", "seed"]
 _PICTURES = ["workers", "max_megapixels"]
 _PREPARE = [*_WHERE, "top_n", "val_share", "test_share", "max_archive_gb", "image_size_px", "fit",
@@ -29,6 +29,10 @@ _TRAIN = [*_WHERE, "model_dir", "results_dir", "image_size_px", "fit", *_PICTURE
           "resume", "precision"]
 _EVALUATE = [*_WHERE, "model_dir", "results_dir", *_PICTURES, "precision"]
 _PREDICT = ["model_dir", "top_k", "format", *_PICTURES, "precision"]
+_SERVE = ["model_dir", "results_dir", "data_dir", "workers", "max_megapixels", "precision", "host",
+          "port", "api_key", "rate_limit", "max_upload_mb", "max_request_mb", "max_files",
+          "max_waiting", "body_timeout_s", "processes", "trusted_proxies", "log_format", "page", "mcp",
+          "feedback_dir"]
 _RUN = list(dict.fromkeys([*_PREPARE, *_TRAIN, *_EVALUATE]))
 COMMANDS = {  # name -> what it does, and the settings that are its options
     "prepare": ("Find, verify, de-duplicate and split pictures; "
@@ -38,6 +42,7 @@ COMMANDS = {  # name -> what it does, and the settings that are its options
     "evaluate": ("Score the bundle on the test split; "
                  "leaves results/metrics.json and report.html.", _EVALUATE),
     "predict": ("Name what is on pictures: files, or folders of them.", _PREDICT),
+    "serve": ("Answer pictures at a web page and over HTTP.", _SERVE),
     "run": ("prepare, train and evaluate.", _RUN),
 }
 
@@ -60,7 +65,7 @@ def _limits(field) -> str:
     most = f"to {'under ' if 'lt' in rules else ''}{high}" if high is not None else "or more"
     return f" [{least} {most}]"
 
-# %% ../nbs/10_cli.ipynb #d8b8ba8f
+# %% ../nbs/10_cli.ipynb #4521d067
 def _make_parser(command: str) -> type:
     "A settings class that knows this command's options only."
     about, options = COMMANDS[command]
@@ -72,7 +77,7 @@ def _make_parser(command: str) -> type:
             description=(field.description or "") + _limits(field))
     if command == "predict":
         fields["paths"] = CliPositionalArg[list[str]], Field(description="Files or folders")
-    else: fields["source"] = CliPositionalArg[str], Settings.model_fields["source"]
+    elif command != "serve": fields["source"] = CliPositionalArg[str], Settings.model_fields["source"]
     parser = create_model(command, __base__=_Base, __doc__=about, **fields)
     parser.model_config.update(extra="ignore", cli_exit_on_error=False,
                                cli_prog_name=f"imgclf {command}")
@@ -176,6 +181,11 @@ def _run(settings: Settings) -> None:
     load_network(resolved.arch, weights=resolved.weights)
     for step in (_prepare, _train, _evaluate): step(settings)
     print(f"\nReport: {settings.results_dir/'report.html'}\nNext:   imgclf predict PICTURE...")
+
+# %% ../nbs/10_cli.ipynb #df76d424
+def _serve(settings: Settings) -> None:
+    from imgclf_nb.app import serve
+    serve(settings)
 
 # %% ../nbs/10_cli.ipynb #76469f34
 def _predict(settings: Settings, paths: list) -> None:

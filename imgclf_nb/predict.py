@@ -49,9 +49,9 @@ def _choose_precision(wanted: str, made_for: str, capabilities: list) -> str:
     if wanted == "auto": wanted = made_for   # what the export proved
     return "f32" if wanted == "f32" or "BF16" not in capabilities else "bf16"
 
-# %% ../nbs/07_predict.ipynb #0754c39a
-def _compile(bundle: Bundle, precision: str, hint: str = "THROUGHPUT"):
-    "Compile the network for single pictures; give the compiled model and the chosen precision."
+# %% ../nbs/07_predict.ipynb #e54e9fdd
+def _compile(bundle: Bundle, precision: str, hints: tuple = ("THROUGHPUT",)) -> tuple[list, str]:
+    "Compile the network for single pictures, once for each hint; give them, and the precision."
     openvino, size = _import_openvino(), [1, *[bundle.info.image_size_px] * 2, 3]
     core = openvino.Core()
     able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -63,10 +63,10 @@ def _compile(bundle: Bundle, precision: str, hint: str = "THROUGHPUT"):
             raise RuntimeError(f"bundle.json promises an input of {size[1]} pixels, "
                                "the network has another")
         model.reshape(size)
-        compiled = core.compile_model(model, "CPU", {
-            "PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": floats})
-        shape = tuple(compiled.output("probabilities").shape)
-        for name in ("features", "evidence"): compiled.output(name)
+        compiled = [core.compile_model(model, "CPU", {
+            "PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": floats}) for hint in hints]
+        shape = tuple(compiled[0].output("probabilities").shape)
+        for name in ("features", "evidence"): compiled[0].output(name)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise BundleError(f"OpenVINO can't run {bundle.model_file}: {reason}; "
@@ -76,19 +76,21 @@ def _compile(bundle: Bundle, precision: str, hint: str = "THROUGHPUT"):
                           f"names {len(bundle.info.labels)} labels: export the bundle again")
     return compiled, precision
 
-# %% ../nbs/07_predict.ipynb #89b772ef
+# %% ../nbs/07_predict.ipynb #2e27af12
 class _Engine:
     "A compiled network that any number of threads may share."
-    def __init__(self, bundle: Bundle, precision: str):
-        compiled, self.precision = _compile(bundle, precision)
+    def __init__(self, bundle: Bundle, precision: str, quick: bool = False):
+        hints = ("THROUGHPUT", "LATENCY") if quick else ("THROUGHPUT",)
+        (compiled, *others), self.precision = _compile(bundle, precision, hints)
         self.info, self.labels, self.sha256 = bundle.info, bundle.info.labels, bundle.sha256
         self._shapes = {name: tuple(compiled.output(name).shape)[1:]
                         for name in ("probabilities", "features", "evidence")}
         self.streams = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._requests = SimpleQueue()
         for _ in range(self.streams): self._requests.put(compiled.create_infer_request())
-        self._lone = SimpleQueue()   # empty unless `_add_lone_lane` is called
+        self._lone = SimpleQueue()   # a request that uses all cores, if there is one
         self.run(np.zeros((1, self.info.image_size_px, self.info.image_size_px, 3), np.uint8))
+        for other in others: _add_lone_lane(self, other.create_infer_request())
 
     @contextmanager
     def _borrow(self):
@@ -128,20 +130,18 @@ def _run_all(engine: _Engine, pixels: np.ndarray) -> dict[str, np.ndarray]:
         with ThreadPoolExecutor(engine.streams) as pool: list(pool.map(run_row, range(len(pixels))))
     return outputs
 
-# %% ../nbs/07_predict.ipynb #d2d29186
-def _add_lone_lane(engine: _Engine, bundle: Bundle, precision: str) -> bool:
-    "Let all cores work on a picture that comes alone, if that changes no bit; say whether it does."
-    request = _compile(bundle, precision, hint="LATENCY")[0].create_infer_request()
-    side, random = bundle.info.image_size_px, np.random.default_rng(0)
+# %% ../nbs/07_predict.ipynb #6df6517b
+def _add_lone_lane(engine: _Engine, request) -> None:
+    "Let all cores work on a picture that comes alone, if that changes no bit of any output."
+    side, random = engine.info.image_size_px, np.random.default_rng(0)
     for n in (2, 7, 16, 32):   # from large patches to fine grain
         noise = Image.fromarray(random.integers(0, 256, (n, n, 3), np.uint8)).resize((side, side))
         pixels = np.asarray(noise)[None]
         expected = engine.run(pixels)
         request.infer({0: pixels})
         for name, values in expected.items():
-            if not np.array_equal(values, request.get_tensor(name).data): return False
+            if not np.array_equal(values, request.get_tensor(name).data): return
     engine._lone.put(request)
-    return True
 
 # %% ../nbs/07_predict.ipynb #f9cb4ff0
 def _decode(source, size_px: int, fit: str, max_megapixels: float) -> np.ndarray:
@@ -176,7 +176,7 @@ def _rank(probabilities: np.ndarray, labels: list, top_k: int, least: float) -> 
     pairs = [(labels[i], float(probabilities[i])) for i in order]
     return Prediction(*pairs[0], predictions=pairs, unsure=pairs[0][1] < least)
 
-# %% ../nbs/07_predict.ipynb #e852a53b
+# %% ../nbs/07_predict.ipynb #25615df3
 class Predictor(_Engine):
     "Answer which class a picture shows; one predictor may be shared by any number of threads."
     def __init__(self,
@@ -187,9 +187,7 @@ class Predictor(_Engine):
         max_megapixels: float = 25, # Refuse larger pictures, in millions of pixels
         quick: bool = False,        # Let all cores work on a picture that comes alone
     ):
-        bundle = read_bundle(bundle)
-        super().__init__(bundle, precision)
-        if quick: _add_lone_lane(self, bundle, precision)
+        super().__init__(read_bundle(bundle), precision, quick)
         self.workers, self.max_megapixels = workers or 2 * (os.cpu_count() or 1), max_megapixels
 
     def decode(self,
