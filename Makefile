@@ -1,12 +1,15 @@
-# make demo: train and score on the embedded data. make test: every test. Both install into .venv by themselves.
+# make demo: train and score on the embedded data. make serve: its page and API. make test: every test. All install into .venv by themselves.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 SOURCE ?=
 
-.PHONY: demo test lab readme prepare save install
+.PHONY: demo serve test lab readme prepare save install
 demo: $(READY)
 	$(BIN)/imgclf run $(SOURCE)
+
+serve: $(READY)
+	$(BIN)/imgclf serve
 
 test: $(READY)
 	$(BIN)/nbdev_test

@@ -5,10 +5,14 @@
 # %% auto #0
 __all__ = ['sweep_uploads', 'make_app', 'serve', 'make_app_from_environment']
 
-# %% ../nbs/09g_app.ipynb #6e271ccd
+# %% ../nbs/09g_app.ipynb #169ee847
 import asyncio, logging, logging.config, os, shutil, signal, socket, sys, tempfile, time
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.supervisors import Multiprocess
 
 from .guard import Guard
 from .predict import Predictor
@@ -92,47 +96,47 @@ def _add_lifespan(app, guard: Guard, tool) -> None:
             yield await stack.enter_async_context(inner(app))
     app.router.lifespan_context = lifespan
 
-# %% ../nbs/09g_app.ipynb #58625ada
-def _make_protocol(seconds: float = 10) -> type:
-    "uvicorn's HTTP protocol, with a limit on the time for a header."
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-    class _Protocol(HttpToolsProtocol):
-        def _expect_header(self):
-            self._timer = self.loop.call_later(seconds, self.transport.close)
-        def connection_made(self, transport):
-            super().connection_made(transport)
-            self._expect_header()
-        def on_message_begin(self):
-            super().on_message_begin()
-            self._timer.cancel()
-            self._expect_header()
-        def on_headers_complete(self):
-            self._timer.cancel()
-            super().on_headers_complete()
-        def connection_lost(self, exc):
-            self._timer.cancel()
-            super().connection_lost(exc)
-    return _Protocol
+# %% ../nbs/09g_app.ipynb #4c194866
+class _Protocol(HttpToolsProtocol):
+    "uvicorn's HTTP protocol, with a limit on the seconds that a header may take."
+    header_timeout_s = 10
+    def _expect_header(self):
+        self._timer = self.loop.call_later(self.header_timeout_s, self.transport.close)
 
-# %% ../nbs/09g_app.ipynb #e1a6add7
-def _make_server(config, guard: Guard):
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self._expect_header()
+
+    def on_message_begin(self):
+        super().on_message_begin()
+        self._timer.cancel()
+        self._expect_header()
+
+    def on_headers_complete(self):
+        self._timer.cancel()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc):
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+# %% ../nbs/09g_app.ipynb #8413008e
+class _Server(uvicorn.Server):
     "A uvicorn server that answers what it has accepted, and ends with exit code 0."
-    import uvicorn
-    class _Server(uvicorn.Server):
-        @contextmanager
-        def capture_signals(self):
-            loop = asyncio.get_running_loop()
-            for name in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(name, self.handle_exit, name, None)
-            yield   # uvicorn would send itself the signal again here, and die of it
+    @contextmanager
+    def capture_signals(self):
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, self.handle_exit, name, None)
+        yield   # uvicorn would send itself the signal again here, and die of it
 
-        async def shutdown(self, sockets=None):
-            guard.draining = True
-            for server in self.servers: server.close()
-            await asyncio.sleep(0.5)
-            if guard.page: guard.page.stop_event.set()
-            await super().shutdown(sockets)
-    return _Server(config)
+    async def shutdown(self, sockets=None):
+        guard = self.config.app
+        guard.draining = True
+        for server in self.servers: server.close()
+        await asyncio.sleep(0.5)
+        if guard.page: guard.page.stop_event.set()
+        await super().shutdown(sockets)
 
 # %% ../nbs/09g_app.ipynb #80c0125d
 _TEXT = "%(asctime)s %(levelname)s %(message)s"
@@ -147,7 +151,7 @@ def _log_config(kind: str) -> dict:
             "root": {"handlers": ["stderr"], "level": "WARNING"},
             "loggers": {"imgclf": {"level": "INFO"}, "uvicorn.error": {"level": "WARNING"}}}
 
-# %% ../nbs/09g_app.ipynb #fdeb02c8
+# %% ../nbs/09g_app.ipynb #92ff7653
 def _open_socket(host: str, port: int) -> socket.socket:
     "A listening socket; raises `SettingsError`."
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -160,14 +164,13 @@ def _open_socket(host: str, port: int) -> socket.socket:
 
 def _configure(app, settings: Settings, **options):
     "uvicorn's configuration."
-    import uvicorn
     return uvicorn.Config(
-        app, http=_make_protocol(), ws="none", loop="uvloop", log_config=None, access_log=False,
+        app, http=_Protocol, ws="none", loop="auto", log_config=None, access_log=False,
         server_header=False, timeout_graceful_shutdown=10, timeout_keep_alive=30,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies, **options)
 
-# %% ../nbs/09g_app.ipynb #1d592a5c
+# %% ../nbs/09g_app.ipynb #13109771
 def _announce(guard: Guard, settings: Settings, port: int) -> None:
     "Say what is served, and where."
     info, host = guard.service.predictor.info, settings.host
@@ -186,9 +189,9 @@ def serve(
     if settings.processes > 1: return _serve_several(settings, listening)
     guard = make_app(settings)
     _announce(guard, settings, port)
-    _make_server(_configure(guard, settings), guard).run(sockets=[listening])
+    _Server(_configure(guard, settings)).run(sockets=[listening])
 
-# %% ../nbs/09g_app.ipynb #2d51a25e
+# %% ../nbs/09g_app.ipynb #b72cc616
 def _export_settings(settings: Settings) -> dict[str, str]:
     "The environment in which `Settings()` gives the same settings."
     values = {name: getattr(settings, name) for name in type(settings).model_fields}
@@ -205,7 +208,6 @@ def make_app_from_environment(
 
 def _serve_several(settings: Settings, listening: socket.socket) -> None:
     "Serve with several processes until SIGTERM or Ctrl-C."
-    from uvicorn.supervisors import Multiprocess
     Predictor(settings.model_dir/"bundle", precision=settings.precision)   # its errors belong here
     with tempfile.TemporaryDirectory(prefix="imgclf-metrics-") as metrics:
         os.environ.update(_export_settings(settings), PROMETHEUS_MULTIPROC_DIR=metrics)

@@ -136,7 +136,7 @@ async def _discard(receive, seconds: float = 2) -> None:
     try: await asyncio.wait_for(read(), seconds)
     except asyncio.TimeoutError: pass
 
-# %% ../nbs/09b_guard.ipynb #97925f11
+# %% ../nbs/09b_guard.ipynb #49c4c3b6
 _HEADERS = {
     "X-Content-Type-Options": "nosniff", "X-Frame-Options": "SAMEORIGIN",
     "Referrer-Policy": "no-referrer", "Cross-Origin-Opener-Policy": "same-origin",
@@ -157,22 +157,30 @@ class Guard:
         self.app, self.settings, self.monitor = app, settings, monitor
         self.key = settings.api_key.get_secret_value() if settings.api_key else None
         self.rate, self.draining = RateLimit(settings.rate_limit), False
+        self.inside = 0   # requests that make the server work and are under way
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan": return await self.app(scope, receive, send)
         if scope["type"] == "websocket": return await send({"type": "websocket.close", "code": 1008})
-        exchange = _Exchange(self, scope, send)
+        exchange, work = _Exchange(self, scope, send), bool(_WORK.fullmatch(scope["path"]))
+        self.inside += work
         try: await exchange.run(receive)
-        finally: exchange.finish()
+        finally:
+            self.inside -= work
+            exchange.finish()
 
-# %% ../nbs/09b_guard.ipynb #0837f7cd
+# %% ../nbs/09b_guard.ipynb #8b8819d7
 def _check(guard: Guard, scope: dict) -> None:
     "Raise `Refusal` for a request that must not come in."
     try: check_key(scope, guard.key)
     except Refusal:
         guard.rate.check(scope)
         raise
-    if _WORK.fullmatch(scope["path"]): guard.rate.check(scope)
+    if _WORK.fullmatch(scope["path"]):
+        guard.rate.check(scope)
+        if guard.inside > 4 * guard.settings.max_waiting:
+            raise Refusal(503, "the server is busy; send it again in a second", "busy",
+                          {"Retry-After": "1", "Connection": "close"})
     if name_route(scope["path"]) == "other":
         raise Refusal(404, "there is nothing here; /docs lists what there is", "path")
 

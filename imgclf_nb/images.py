@@ -14,20 +14,38 @@ from PIL import Image, ImageOps
 
 from .settings import ImgclfError
 
-# %% ../nbs/01_images.ipynb #c93fcbd6
+# %% ../nbs/01_images.ipynb #fb92ebf7
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF") # Pillow's names; JPEG: phones' MPO too
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 class ImageError(ImgclfError):
-    "A picture can't be used; `kind` is `unreadable` or `too large`."
+    "A picture can't be used; `kind` is `unreadable`, `too large` or `not served`."
     def __init__(self,
         message: str,             # What is wrong, and what to do
-        kind: str = "unreadable", # `unreadable` or `too large`
+        kind: str = "unreadable", # `unreadable`, `too large` or `not served`
     ):
         super().__init__(message)
         self.kind = kind
 
-# %% ../nbs/01_images.ipynb #44e39680
+# %% ../nbs/01_images.ipynb #974dc6e2
+_OTHERS = [  # first bytes, after so many that differ, of files that are not served
+    (4, b"ftyphei", "a HEIC picture"), (4, b"ftyphev", "a HEIC picture"),
+    (4, b"ftypmif1", "a HEIC picture"), (4, b"ftypavi", "an AVIF picture"), (4, b"ftyp", "a video"),
+    (0, b"\x1aE\xdf\xa3", "a video"), (0, b"%PDF", "a PDF document"), (0, b"%!PS", "PostScript"),
+    (0, b"PK\x03\x04", "a ZIP archive or an office document"), (0, b"8BPS", "a Photoshop file"),
+    (0, b"\0\0\1\0", "an icon")]
+
+def _recognise_other(file) -> str:
+    "What a file that is no photograph is, or an empty string where its first bytes don't tell."
+    if isinstance(file, BytesIO): head = file.getbuffer()[:512].tobytes()
+    else:
+        with open(file, "rb") as opened: head = opened.read(512)
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"<svg" in text and text.startswith(b"<"): return "an SVG drawing"
+    if text.startswith((b"<!doctype html", b"<html")): return "a web page"
+    return next((name for skip, start, name in _OTHERS if head[skip:].startswith(start)), "")
+
+# %% ../nbs/01_images.ipynb #9a688ead
 def open_image(
     source: str | Path | bytes, # Path of a file, or its content
     *,
@@ -43,7 +61,9 @@ def open_image(
         raise ImageError(f"the picture has too many pixels; the limit is "
                          f"{max_megapixels:g} million", "too large") from error
     except Exception as error:
-        raise ImageError(f"not a readable image; send one of {', '.join(FORMATS)}") from error
+        other, formats = _recognise_other(file), f"send one of {', '.join(FORMATS)}"
+        if other: raise ImageError(f"this is {other}; {formats}", "not served") from error
+        raise ImageError(f"not a readable image; {formats}") from error
     width_px, height_px = picture.size
     if width_px * height_px > max_megapixels * 1e6:
         raise ImageError(f"the picture has {width_px} x {height_px} pixels; the limit is "

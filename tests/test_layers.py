@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SERVING = ["settings", "files", "images", "bundle", "predict"]
+SERVING = ["settings", "files", "images", "bundle", "predict", "monitor", "service", "guard", "api", "views", "page", "tool",
+           "app"]
 HEAVY = ["torch", "torchvision", "fastai", "timm", "matplotlib", "sklearn"]
 
 

@@ -1,0 +1,223 @@
+"""`imgclf serve` as its users meet it: the same answer at every door, a key for all of them, a start and an end."""
+import asyncio
+import base64
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+from serving import running_server
+
+from imgclf_nb.example import draw_example, write_example_bundle
+from imgclf_nb.predict import Predictor
+
+KEY = "open sesame 42"
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """A PNG of the example's `sea`, as bytes."""
+    file = io.BytesIO()
+    draw_example(1, seed=3).save(file, "PNG")
+    return file.getvalue()
+
+
+def connect(server, **options):
+    """A gradio_client that calls nobody else."""
+    return Client(server.url, ssl_verify=False, analytics_enabled=False, verbose=False, **options)
+
+
+async def call_tool(url, picture, **headers):
+    """The answer of the MCP tool."""
+    from mcp import Client as McpClient
+    from mcp.client.streamable_http import streamable_http_client
+    async with httpx_client(headers) as http, McpClient(streamable_http_client(url + "/mcp", http_client=http)) as client:
+        return await client.call_tool("classify_picture", {"picture": base64.b64encode(picture).decode(), "top_k": 3})
+
+
+def httpx_client(headers):
+    import httpx2
+    return httpx2.AsyncClient(headers=headers)
+
+
+def test_every_door_gives_the_same_answer(tmp_path, photo):
+    path = tmp_path / "sea.png"
+    path.write_bytes(photo)
+    with running_server(tmp_path, "--mcp") as server:
+        answers = {
+            "form": httpx.post(server.url + "/predict", files={"file": ("a", photo)}).json(),
+            "body": httpx.post(server.url + "/predict", content=photo, headers={"Content-Type": "image/png"}).json(),
+            "batch": httpx.post(server.url + "/predict/batch", files=[("files", ("a", photo))] * 2).json()[1],
+            "tool": asyncio.run(call_tool(server.url, photo)).structured_content}
+        page = connect(server).predict(handle_file(path), api_name="/predict")
+    expected = dict(Predictor(tmp_path / "model" / "bundle").predict(path).predictions)
+    answers["page"] = {"label": page["label"], "predictions": [
+        {"label": pair["label"], "probability": pair["confidence"]} for pair in page["confidences"]]}
+    for door, answer in answers.items():
+        assert answer["label"] == "sea", door
+        given = {pair["label"]: pair["probability"] for pair in answer["predictions"]}
+        assert given == pytest.approx(expected, abs=1e-6), door
+
+
+def test_one_key_for_every_door(tmp_path, photo):
+    path = tmp_path / "sea.png"
+    path.write_bytes(photo)
+    with running_server(tmp_path, "--mcp", env={"IMGCLF_API_KEY": KEY}) as server:
+        def status(method, route, **options):
+            return httpx.request(method, server.url + route, **options).status_code
+        form = {"files": {"file": ("a", photo)}}
+        routes = [("POST", "/predict", form), ("POST", "/predict/batch", {"files": {"files": ("a", photo)}}), ("GET", "/metrics", {}),
+                  ("GET", "/docs", {}), ("GET", "/openapi.json", {}), ("GET", "/", {}), ("GET", "/config", {}),
+                  ("GET", "/gradio_api/info", {}), ("POST", "/gradio_api/upload", {"files": {"files": ("a", photo)}})]
+        for method, route, options in routes:
+            assert status(method, route, **options) == 401, route
+            assert status(method, route, **options, headers={"X-API-Key": KEY[:-1]}) == 401, route
+            assert status(method, route, **options, headers={"Authorization": f"Bearer {KEY}"}) == 200, route
+        assert status("POST", "/mcp", json={}) == 401 == status("POST", "/gradio_api/queue/join", json={})
+        assert status("GET", "/health") == 200
+        assert status("GET", "/", auth=("anybody", KEY)) == 200   # what a browser sends after its dialogue
+        challenge = httpx.get(server.url + "/", headers={"Accept": "text/html"}).headers["www-authenticate"]
+        assert challenge.startswith("Basic")
+
+        assert connect(server, headers={"X-API-Key": KEY}).predict(handle_file(path), api_name="/predict")["label"] == "sea"
+        with pytest.raises(Exception, match="401|Could not|key"):
+            connect(server)
+        assert asyncio.run(call_tool(server.url, photo, Authorization=f"Bearer {KEY}")).structured_content["label"] == "sea"
+    assert KEY not in server.log
+
+
+def test_rate_limit_holds_for_a_client(tmp_path, photo):
+    with running_server(tmp_path, "--rate-limit", "3/minute", "--no-page") as server:
+        replies = [httpx.post(server.url + "/predict", files={"file": ("a", photo)}) for _ in range(5)]
+        assert [reply.status_code for reply in replies] == [200] * 3 + [429] * 2
+        assert 0 < int(replies[-1].headers["retry-after"]) <= 60
+        assert httpx.get(server.url + "/health").status_code == 200
+
+
+def test_it_starts_quickly_small_and_without_torch(tmp_path, photo):
+    began = time.monotonic()
+    with running_server(tmp_path) as server:
+        assert httpx.post(server.url + "/predict", files={"file": ("a", photo)}).status_code == 200
+        assert time.monotonic() - began < 8   # 4 s on a quiet machine, see benchmarks/serving.md
+        assert httpx.get(server.url + "/").status_code == 200
+        loaded = Path(f"/proc/{server.pid}/maps").read_text()
+        assert "gradio" in loaded or "numpy" in loaded
+        assert not re.search(r"/(torch|torchvision|fastai|matplotlib|sklearn|timm)/", loaded)
+        resident_kb = int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{server.pid}/status").read_text())[1])
+        assert resident_kb < 500_000
+
+
+WATCH = """
+import socket, sys
+def hook(event, args):
+    if event == "socket.getaddrinfo": print("LOOKED UP", args[0], file=sys.stderr, flush=True)
+    if event == "socket.connect" and args[1][0] not in ("127.0.0.1", "::1"):
+        print("CONNECTED", args[1], file=sys.stderr, flush=True)
+sys.addaudithook(hook)
+"""
+
+
+def test_it_calls_nobody(tmp_path, photo):
+    """An audit hook in the server's process, set before anything is imported, sees every look-up of a name."""
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(WATCH)
+    path = tmp_path / "sea.png"
+    path.write_bytes(photo)
+    with running_server(tmp_path, "--mcp", env={"PYTHONPATH": str(tmp_path / "hook")}) as server:
+        for route in ("/", "/config", "/docs", "/gradio_api/startup-events"):
+            assert httpx.get(server.url + route).status_code == 200
+        assert connect(server).predict(handle_file(path), api_name="/predict")["label"] == "sea"
+        assert asyncio.run(call_tool(server.url, photo)).structured_content["label"] == "sea"
+        time.sleep(1)   # telemetry is sent from threads
+    names = set(re.findall(r"LOOKED UP (\S+)", server.log)) - {"127.0.0.1", "localhost", "None"}
+    assert not names and "CONNECTED" not in server.log, server.log
+    check = subprocess.run([sys.executable, "-c", "import socket\ntry: socket.getaddrinfo('nobody.invalid', 80)\nexcept OSError: pass"],
+                           env={**os.environ, "PYTHONPATH": str(tmp_path / "hook")}, capture_output=True, text=True)
+    assert "LOOKED UP nobody.invalid" in check.stderr   # the hook can see
+
+
+def test_sigterm_under_load_loses_no_accepted_request(tmp_path, photo):
+    """Eight clients send without pause, a page is open; after SIGTERM each either has its answer or was never accepted."""
+    outcomes, stop = [], threading.Event()
+    with running_server(tmp_path) as server:
+        page = threading.Thread(target=listen, args=(server.url,), daemon=True)
+        page.start()
+        clients = [threading.Thread(target=send_for_ever, args=(server.url, photo, outcomes, stop)) for _ in range(8)]
+        for client in clients:
+            client.start()
+        time.sleep(2)
+        began = time.monotonic()
+        code = server.stop()
+        seconds = time.monotonic() - began
+        stop.set()
+        for client in clients:
+            client.join()
+    assert code == 0, server.log
+    assert outcomes.count(200) > 50
+    assert set(outcomes) <= {200, "not accepted"}, outcomes[-20:]
+    assert seconds < 2
+
+
+def listen(url):
+    """What an open page does: hold Gradio's heartbeat open."""
+    try:
+        with httpx.stream("GET", url + "/gradio_api/heartbeat/abc123", timeout=None) as reply:
+            for _ in reply.iter_raw():
+                pass
+    except httpx.HTTPError:
+        pass
+
+
+def send_for_ever(url, photo, outcomes, stop):
+    """Send pictures, each on its own connection as most programs do, until nobody listens."""
+    while not stop.is_set():
+        try:
+            outcomes.append(httpx.post(url + "/predict", files={"file": ("a", photo)}, timeout=20).status_code)
+        except httpx.ConnectError:
+            outcomes.append("not accepted")
+            return
+        except httpx.HTTPError as error:
+            outcomes.append(repr(error))
+            return
+
+
+def test_several_processes_count_together(tmp_path, photo):
+    with running_server(tmp_path, "--processes", "2") as server:
+        for _ in range(12):   # a new connection each: either process may get it
+            assert httpx.post(server.url + "/predict", files={"file": ("a", photo)}).json()["label"] == "sea"
+        pages = [httpx.get(server.url + "/metrics").text for _ in range(6)]
+        assert httpx.get(server.url + "/").headers["location"] == "/docs"
+    for text in pages:
+        assert 'imgclf_predictions_total{label="sea"} 12.0' in text
+        assert re.search(r'imgclf_stage_seconds_count\{stage="inference"\} 12\.0', text)
+        mean = [float(re.search(rf"imgclf_confidence_{part} (\S+)", text)[1]) for part in ("sum", "count")]
+        assert mean[0] / mean[1] == pytest.approx(0.89, abs=0.01)
+
+
+def test_the_log_has_a_line_of_json_for_each_request(tmp_path, photo):
+    with running_server(tmp_path, "--log-format", "json", "--no-page") as server:
+        reply = httpx.post(server.url + "/predict", files={"file": ("a", photo)}, headers={"X-Request-ID": "order-66"})
+        assert reply.headers["x-request-id"] == "order-66"
+    lines = [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
+    line, = [line for line in lines if line.get("id") == "order-66"]
+    assert (line["method"], line["path"], line["status"]) == ("POST", "/predict", 200)
+
+
+def test_a_port_in_use_and_a_missing_model_are_one_line(imgclf, tmp_path):
+    result = imgclf("serve")
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
+    assert "train a model first" in result.stderr
+    write_example_bundle(tmp_path / "model" / "bundle")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = imgclf("serve", "--port", taken.getsockname()[1])
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
+    assert "--port" in result.stderr
