@@ -48,16 +48,16 @@ class FileProblem(BaseModel):
     error: str = Field(description="What is wrong with this picture, and what to do")
     status: int = Field(description="The status that it would have had alone")
 
-# %% ../nbs/09c_api.ipynb #b925b4f6
+# %% ../nbs/09c_api.ipynb #b2190a30
 def _describe(answer: Answer, service: Service) -> dict:
     "An answer as JSON has it."
     prediction = answer.prediction
     return dict(label=prediction.label, probability=prediction.probability,
-                predictions=[dict(label=label, probability=p) for label, p in prediction.predictions],
+                predictions=[dict(label=name, probability=p) for name, p in prediction.predictions],
                 unsure=prediction.unsure, model=service.predictor.info.name,
                 ms=round(answer.ms, 2))
 
-# %% ../nbs/09c_api.ipynb #355ca2a9
+# %% ../nbs/09c_api.ipynb #b7a9aadb
 _STATUS = {"unreadable": 400, "too large": 413, "not served": 415}
 _PROBLEMS = {400: "Not a readable picture", 401: "Missing or wrong key",
              408: "The request took too long to arrive", 413: "Too many bytes or pixels",
@@ -69,7 +69,8 @@ _RESPONSES = {status: {"model": Problem, "description": text} for status, text i
 def _explain(request: Request, error: Exception) -> JSONResponse:
     "The answer for an error that a client can mend."
     if isinstance(error, ImageError): status, detail, headers = _STATUS[error.kind], str(error), {}
-    elif isinstance(error, BusyError): status, detail, headers = 503, str(error), {"Retry-After": "1"}
+    elif isinstance(error, BusyError):
+        status, detail, headers = 503, str(error), {"Retry-After": "1"}
     elif isinstance(error, Refusal):
         status, detail, headers = error.status, error.detail, error.headers
     elif isinstance(error, RequestValidationError):
@@ -81,7 +82,7 @@ def _explain(request: Request, error: Exception) -> JSONResponse:
     if reason and request.app.state.monitor: request.app.state.monitor.refused.labels(reason).inc()
     return JSONResponse({"detail": detail}, status, headers=headers)
 
-# %% ../nbs/09c_api.ipynb #6363f2ff
+# %% ../nbs/09c_api.ipynb #be8024a7
 async def _read_form(request: Request, name: str, settings: Settings) -> list[UploadFile]:
     "The files of a form field; raises `Refusal`."
     try:
@@ -93,8 +94,8 @@ async def _read_form(request: Request, name: str, settings: Settings) -> list[Up
     files = [file for file in form.getlist(name) if isinstance(file, UploadFile)]
     if not files:
         sent = ", ".join(sorted({repr(key)[:40] for key in form})[:5]) or "none"
-        raise Refusal(422, f"no file in the form field {name!r}: send the picture there, with a file "
-                           f"name (fields that came: {sent})", "form")
+        raise Refusal(422, f"no file in the form field {name!r}: send the picture there, with a "
+                           f"file name (fields that came: {sent})", "form")
     most = settings.max_upload_mb
     for file in files:
         if (file.size or 0) > most * 1e6:

@@ -22,7 +22,7 @@ class BundleError(ImgclfError):
 
 SCHEMA = 1  # version of bundle.json; it grows when older readers would misunderstand the file
 
-# %% ../nbs/06_bundle.ipynb #32748645
+# %% ../nbs/06_bundle.ipynb #596febd9
 class BundleInfo(BaseModel):
     "What `bundle.json` says about a model."
     model_config = ConfigDict(frozen=True, populate_by_name=True, protected_namespaces=())
@@ -36,8 +36,9 @@ class BundleInfo(BaseModel):
         "squish", description="How a picture becomes a square")
     temperature: float = Field(
         1.0, gt=0, description="Softmax temperature inside the network, for the record")
-    precision: Literal["auto", "f32"] = Field(
-        "auto", description="f32 where bfloat16 changed too many answers at export")
+    precision: Literal["auto", "f32", "int8"] = Field(
+        "auto", description="f32 where bfloat16 changed too many answers at export; "
+                            "int8 where the network was quantised")
     thresholds: dict[str, float] = Field(
         {}, description="`unsure`: least probability of a sure answer, 0 to 1")
     data: dict[str, str | int] = Field({}, description="name, fingerprint, n_train, n_val, n_test")
@@ -66,11 +67,12 @@ class Bundle:
         "The network."
         return self.path/"model.onnx"
 
-# %% ../nbs/06_bundle.ipynb #5bfe69d9
+# %% ../nbs/06_bundle.ipynb #92106c01
 def _write_card(info: BundleInfo) -> str:
     "Text of the model card."
     rows = [("architecture", info.arch), ("classes", len(info.labels)),
             ("input", f"{info.image_size_px} x {info.image_size_px} pixels, fit `{info.fit}`"),
+            *([("arithmetic", "int8")] if info.precision == "int8" else []),
             *((f"data: {k}", f"`{v}`" if k == "fingerprint" else v) for k, v in info.data.items()),
             *((f"{k} (validation)", f"{v:.4f}") for k, v in info.metrics.items()),
             ("softmax temperature", f"{info.temperature:.3f}"),

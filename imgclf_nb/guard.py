@@ -29,7 +29,7 @@ def _read_header(scope: dict, name: bytes) -> str:
     "The value of a header, or an empty string."
     return next((v.decode("latin-1") for k, v in scope["headers"] if k == name), "")
 
-# %% ../nbs/09b_guard.ipynb #fd8700e4
+# %% ../nbs/09b_guard.ipynb #a476ba56
 def _present_keys(scope: dict) -> list[str]:
     "The keys that a request brings."
     keys = [_read_header(scope, b"x-api-key")]
@@ -49,8 +49,8 @@ def check_key(
     def digest(text): return hashlib.sha256(text.encode()).digest()
     if any([hmac.compare_digest(digest(key), digest(given)) for given in _present_keys(scope)]):
         return
-    page = "text/html" in _read_header(scope, b"accept")
-    challenge = 'Basic realm="imgclf: the key is the password", charset="UTF-8"' if page else "Bearer"
+    basic = 'Basic realm="imgclf: the key is the password", charset="UTF-8"'
+    challenge = basic if "text/html" in _read_header(scope, b"accept") else "Bearer"
     raise Refusal(401, "send the key in the header `Authorization: Bearer KEY`", "key",
                   {"WWW-Authenticate": challenge})
 
@@ -71,7 +71,7 @@ def name_route(
     if path in _OWN: return path
     return "page" if _OPEN.fullmatch(path) else "other"
 
-# %% ../nbs/09b_guard.ipynb #5fb2ccd2
+# %% ../nbs/09b_guard.ipynb #209e08be
 _WORK = re.compile(r"/predict(/batch)?|/mcp|/gradio_api/(upload|queue/join|(call|run)/.*)/?")
 
 def _name_client(scope: dict) -> str:
@@ -95,7 +95,8 @@ class RateLimit:
         "Count a request; raises `Refusal` with status 429 if it is one too many."
         client = _name_client(scope)
         if self.rate is None or self.window.hit(self.rate, client): return
-        wait = max(1, round(self.window.get_window_stats(self.rate, client).reset_time - time.time()))
+        reset = self.window.get_window_stats(self.rate, client).reset_time   # seconds since 1970
+        wait = max(1, round(reset - time.time()))
         raise Refusal(429, f"more than {self.rate}; try again in {wait} s", "rate",
                       {"Retry-After": str(wait)})
 
@@ -136,7 +137,7 @@ async def _discard(receive, seconds: float = 2) -> None:
     try: await asyncio.wait_for(read(), seconds)
     except asyncio.TimeoutError: pass
 
-# %% ../nbs/09b_guard.ipynb #49c4c3b6
+# %% ../nbs/09b_guard.ipynb #798efe3b
 _HEADERS = {
     "X-Content-Type-Options": "nosniff", "X-Frame-Options": "SAMEORIGIN",
     "Referrer-Policy": "no-referrer", "Cross-Origin-Opener-Policy": "same-origin",
@@ -161,13 +162,14 @@ class Guard:
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan": return await self.app(scope, receive, send)
-        if scope["type"] == "websocket": return await send({"type": "websocket.close", "code": 1008})
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
         exchange, work = _Exchange(self, scope, send), bool(_WORK.fullmatch(scope["path"]))
         self.inside += work
         try: await exchange.run(receive)
         finally:
             self.inside -= work
-            exchange.finish()
+            _record(exchange)
 
 # %% ../nbs/09b_guard.ipynb #8b8819d7
 def _check(guard: Guard, scope: dict) -> None:
@@ -184,7 +186,7 @@ def _check(guard: Guard, scope: dict) -> None:
     if name_route(scope["path"]) == "other":
         raise Refusal(404, "there is nothing here; /docs lists what there is", "path")
 
-# %% ../nbs/09b_guard.ipynb #5d2409dc
+# %% ../nbs/09b_guard.ipynb #9949db45
 class _Exchange:
     "One request and its answer."
     def __init__(self, guard: Guard, scope: dict, send):
@@ -200,14 +202,14 @@ class _Exchange:
             self.body = _Body(self.scope, receive, self.guard.settings)
             await self.guard.app(self.scope, self.body.receive, self.forward)
             if self.body.refusal: raise self.body.refusal
-        except Refusal as refusal: await self.refuse(refusal, receive)
+        except Refusal as refusal: await _refuse(self, refusal, receive)
         except Exception as error:
             refusal = self.body.refusal if self.body else None
             if refusal is None:
                 _log.error("request %s failed", self.id, exc_info=error)
                 refusal = Refusal(500, f"an error of the server; its log has more under request "
                                        f"{self.id}", "error")
-            await self.refuse(refusal, receive)
+            await _refuse(self, refusal, receive)
 
     async def forward(self, message: dict) -> None:
         "Send what the application answers, unless its request was refused meanwhile."
@@ -225,29 +227,31 @@ class _Exchange:
                 if name.lower().encode() not in known)]
         await self._send(message)
 
-    async def refuse(self, refusal: Refusal, receive) -> None:
-        "Answer with a refusal, unless an answer has begun."
-        if self.status: return
-        self.guard.monitor.refused.labels(refusal.reason).inc()
-        text = json.dumps({"detail": refusal.detail}).encode()
-        headers = {"Content-Type": "application/json", "Content-Length": str(len(text)),
-                   "Cache-Control": "no-store", **refusal.headers}
-        await self.send({"type": "http.response.start", "status": refusal.status, "headers": [
-            (name.lower().encode(), value.encode()) for name, value in headers.items()]})
-        linger = "Connection" in refusal.headers and not (self.body and self.body.complete)
-        await self._send({"type": "http.response.body", "body": text, "more_body": linger})
-        if linger:
-            await _discard(receive)
-            await self._send({"type": "http.response.body", "body": b""})
+# %% ../nbs/09b_guard.ipynb #eefe1748
+async def _refuse(exchange: _Exchange, refusal: Refusal, receive) -> None:
+    "Answer with a refusal, unless an answer has begun."
+    if exchange.status: return
+    exchange.guard.monitor.refused.labels(refusal.reason).inc()
+    text = json.dumps({"detail": refusal.detail}).encode()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(text)),
+               "Cache-Control": "no-store", **refusal.headers}
+    await exchange.send({"type": "http.response.start", "status": refusal.status, "headers": [
+        (name.lower().encode(), value.encode()) for name, value in headers.items()]})
+    linger = "Connection" in refusal.headers and not (exchange.body and exchange.body.complete)
+    body = {"type": "http.response.body", "body": text, "more_body": linger}
+    await exchange.send(body)
+    if linger:
+        await _discard(receive)
+        await exchange.send({"type": "http.response.body", "body": b""})
 
-    def finish(self) -> None:
-        "Count the request and write its line in the log."
-        seconds, route = time.perf_counter() - self.began, name_route(self.scope["path"])
-        status, client = self.status or 499, (self.scope.get("client") or ("unknown",))[0]
-        self.guard.monitor.requests.labels(route, status).inc()
-        self.guard.monitor.seconds.labels(route).observe(seconds)
-        values = dict(id=self.id, client=client, method=self.scope["method"],
-                      path=self.scope["path"][:200], status=status, ms=round(1000 * seconds, 1))
-        _log.log(logging.DEBUG if route == "/health" else logging.INFO,
-                 " ".join(["%s"] * len(values)), *(ascii(v)[1:-1] if isinstance(v, str) else v
-                                                   for v in values.values()), extra=values)
+def _record(exchange: _Exchange) -> None:
+    "Count a request and write its line in the log."
+    scope, monitor = exchange.scope, exchange.guard.monitor
+    seconds, route = time.perf_counter() - exchange.began, name_route(scope["path"])
+    status, client = exchange.status or 499, (scope.get("client") or ("unknown",))[0]
+    monitor.requests.labels(route, status).inc()
+    monitor.seconds.labels(route).observe(seconds)
+    values = dict(id=exchange.id, client=client, method=scope["method"],
+                  path=ascii(scope["path"][:200])[1:-1], status=status, ms=round(1000 * seconds, 1))
+    _log.log(logging.DEBUG if route == "/health" else logging.INFO,
+             " ".join(["%s"] * len(values)), *values.values(), extra=values)
