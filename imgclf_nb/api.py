@@ -174,7 +174,7 @@ def _add_state(app: FastAPI, service: Service | None) -> None:
         text = export_metrics(service.monitor) if service else b""
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-# %% ../nbs/09c_api.ipynb #a6c2297f
+# %% ../nbs/09c_api.ipynb #2517f327
 def make_api(
     service: Service | None, # What answers; `None` while there is no model
     settings: Settings,      # Limits
@@ -189,8 +189,8 @@ def make_api(
     _add_state(app, service)
     if service: _add_predict(app, service, settings)
     else:
-        @app.post("/predict{rest:path}", include_in_schema=False)
-        async def predict(rest: str):
-            raise Refusal(503, "no model is loaded: train one (imgclf train) and start again",
-                          "no model", {"Retry-After": "60"})
+        @app.api_route("/{path:path}", methods=["GET", "POST"], include_in_schema=False)
+        async def refuse(path: str):
+            raise Refusal(503, "there is no model yet: `imgclf run` trains one", "no model",
+                          {"Retry-After": "5"})
     return app

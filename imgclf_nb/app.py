@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['sweep_uploads', 'make_app', 'serve', 'make_app_from_environment']
 
-# %% ../nbs/09g_app.ipynb #169ee847
-import asyncio, logging, logging.config, os, shutil, signal, socket, sys, tempfile, time
+# %% ../nbs/09g_app.ipynb #2ab81819
+import asyncio, logging, logging.config, os, shutil, signal, socket, sys, tempfile, time, warnings
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 from .guard import Guard
+from .monitor import Monitor
 from .predict import Predictor
 from .service import Service
 from .settings import Settings, SettingsError
@@ -120,9 +121,18 @@ class _Protocol(HttpToolsProtocol):
         self._timer.cancel()
         super().connection_lost(exc)
 
-# %% ../nbs/09g_app.ipynb #8413008e
+# %% ../nbs/09g_app.ipynb #f928fb45
+def _accept_all(listening: socket.socket) -> list[socket.socket]:
+    "The connections that wait to be accepted."
+    connections = []
+    while True:
+        try: connections.append(listening.accept()[0])
+        except OSError: return connections   # no more
+        connections[-1].setblocking(False)
+
 class _Server(uvicorn.Server):
     "A uvicorn server that answers what it has accepted, and ends with exit code 0."
+    stopped = False
     @contextmanager
     def capture_signals(self):
         loop = asyncio.get_running_loop()
@@ -130,15 +140,27 @@ class _Server(uvicorn.Server):
             loop.add_signal_handler(name, self.handle_exit, name, None)
         yield   # uvicorn would send itself the signal again here, and die of it
 
+    def handle_exit(self, sig, frame):
+        self.stopped = True
+        super().handle_exit(sig, frame)
+
+    def make_protocol(self):
+        "What uvicorn makes for each connection."
+        return self.config.http_protocol_class(config=self.config, server_state=self.server_state,
+                                               app_state=self.lifespan.state)
+
     async def shutdown(self, sockets=None):
-        guard = self.config.app
+        guard, loop = self.config.app, asyncio.get_running_loop()
         guard.draining = True
-        for server in self.servers: server.close()
+        late = [connection for listening in sockets for connection in _accept_all(listening)]
+        for listening in [*self.servers, *sockets]: listening.close()
+        for connection in late:
+            await loop.connect_accepted_socket(self.make_protocol, connection)
         await asyncio.sleep(0.5)
         if guard.page: guard.page.stop_event.set()
         await super().shutdown(sockets)
 
-# %% ../nbs/09g_app.ipynb #80c0125d
+# %% ../nbs/09g_app.ipynb #1377bf5e
 _TEXT = "%(asctime)s %(levelname)s %(message)s"
 
 def _log_config(kind: str) -> dict:
@@ -149,7 +171,7 @@ def _log_config(kind: str) -> dict:
             "formatters": {"text": {"format": _TEXT}, "json": as_json},
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": kind}},
             "root": {"handlers": ["stderr"], "level": "WARNING"},
-            "loggers": {"imgclf": {"level": "INFO"}, "uvicorn.error": {"level": "WARNING"}}}
+            "loggers": {"imgclf": {"level": "INFO"}, "PIL": {"level": "CRITICAL"}}}
 
 # %% ../nbs/09g_app.ipynb #92ff7653
 def _open_socket(host: str, port: int) -> socket.socket:
@@ -170,7 +192,7 @@ def _configure(app, settings: Settings, **options):
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies, **options)
 
-# %% ../nbs/09g_app.ipynb #13109771
+# %% ../nbs/09g_app.ipynb #4bb14071
 def _announce(guard: Guard, settings: Settings, port: int) -> None:
     "Say what is served, and where."
     info, host = guard.service.predictor.info, settings.host
@@ -184,12 +206,34 @@ def serve(
 ) -> None:
     "Serve until SIGTERM or Ctrl-C; raises `SettingsError` or `BundleError` before it starts."
     logging.config.dictConfig(_log_config(settings.log_format))
+    warnings.filterwarnings("ignore", module="PIL")
     listening = _open_socket(settings.host, settings.port)
     port = listening.getsockname()[1]
+    if not (settings.model_dir/"bundle").exists() and not _await_model(settings, listening): return
     if settings.processes > 1: return _serve_several(settings, listening)
     guard = make_app(settings)
     _announce(guard, settings, port)
     _Server(_configure(guard, settings)).run(sockets=[listening])
+
+# %% ../nbs/09g_app.ipynb #f4c8adcd
+def _await_model(settings: Settings, listening: socket.socket) -> bool:
+    "Answer 503 until there is a bundle; `False` if the server was stopped before."
+    from imgclf_nb.api import make_api
+    path, monitor = settings.model_dir/"bundle", Monitor()
+    guard = Guard(make_api(None, settings), settings, monitor=monitor)
+    guard.page = None
+    server = _Server(_configure(guard, settings))
+    async def look():
+        while not path.exists(): await asyncio.sleep(1)
+        server.should_exit = True
+    async def run():
+        looking = asyncio.create_task(look())
+        await server.serve(sockets=[listening.dup()])
+        looking.cancel()
+    print(f"no model in {path} yet: answering 503 on port {listening.getsockname()[1]} until there "
+          "is one; `imgclf run` makes one", file=sys.stderr, flush=True)
+    asyncio.run(run())
+    return path.exists() and not server.stopped
 
 # %% ../nbs/09g_app.ipynb #b72cc616
 def _export_settings(settings: Settings) -> dict[str, str]:

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['FORMATS', 'SUFFIXES', 'ImageError', 'open_image', 'convert_rgb', 'fit_square', 'measure_image', 'load_pixels']
 
-# %% ../nbs/01_images.ipynb #103eee3b
+# %% ../nbs/01_images.ipynb #52a69df7
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from .bombs import find_bomb
 from .settings import ImgclfError
 
 # %% ../nbs/01_images.ipynb #fb92ebf7
@@ -27,7 +28,7 @@ class ImageError(ImgclfError):
         super().__init__(message)
         self.kind = kind
 
-# %% ../nbs/01_images.ipynb #974dc6e2
+# %% ../nbs/01_images.ipynb #9d669f53
 _OTHERS = [  # first bytes, after so many that differ, of files that are not served
     (4, b"ftyphei", "a HEIC picture"), (4, b"ftyphev", "a HEIC picture"),
     (4, b"ftypmif1", "a HEIC picture"), (4, b"ftypavi", "an AVIF picture"), (4, b"ftyp", "a video"),
@@ -35,26 +36,25 @@ _OTHERS = [  # first bytes, after so many that differ, of files that are not ser
     (0, b"PK\x03\x04", "a ZIP archive or an office document"), (0, b"8BPS", "a Photoshop file"),
     (0, b"\0\0\1\0", "an icon")]
 
-def _recognise_other(file) -> str:
+def _recognise_other(file: BytesIO) -> str:
     "What a file that is no photograph is, or an empty string where its first bytes don't tell."
-    if isinstance(file, BytesIO): head = file.getbuffer()[:512].tobytes()
-    else:
-        with open(file, "rb") as opened: head = opened.read(512)
+    head = file.getbuffer()[:512].tobytes()
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if b"<svg" in text and text.startswith(b"<"): return "an SVG drawing"
     if text.startswith((b"<!doctype html", b"<html")): return "a web page"
     return next((name for skip, start, name in _OTHERS if head[skip:].startswith(start)), "")
 
-# %% ../nbs/01_images.ipynb #9a688ead
+# %% ../nbs/01_images.ipynb #e2052fc5
 def open_image(
     source: str | Path | bytes, # Path of a file, or its content
     *,
     max_megapixels: float = 25, # Refuse pictures of more pixels, in millions
 ) -> Image.Image:               # The first frame; nothing is decoded yet
-    "Open a picture after checking format and size in its header; raises `ImageError`."
-    empty = len(source) == 0 if isinstance(source, bytes) else Path(source).stat().st_size == 0
-    if empty: raise ImageError("the file is empty")
-    file = BytesIO(source) if isinstance(source, bytes) else source
+    "Open a picture after checking structure, format and size; raises `ImageError`."
+    content = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if not content: raise ImageError("the file is empty")
+    bomb, file = find_bomb(content), BytesIO(content)
+    if bomb: raise ImageError(f"the file has {bomb}, which no photograph has; save it anew")
     try:
         picture = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -65,23 +65,32 @@ def open_image(
         if other: raise ImageError(f"this is {other}; {formats}", "not served") from error
         raise ImageError(f"not a readable image; {formats}") from error
     width_px, height_px = picture.size
+    if max(width_px, height_px) > 65_535:
+        raise ImageError(f"the picture has {width_px} x {height_px} pixels; the limit is 65,535 for "
+                         f"a side, so make it smaller", "too large")
     if width_px * height_px > max_megapixels * 1e6:
         raise ImageError(f"the picture has {width_px} x {height_px} pixels; the limit is "
                          f"{max_megapixels:g} million, so make it smaller", "too large")
     return picture
 
-# %% ../nbs/01_images.ipynb #f1c0bef5
+# %% ../nbs/01_images.ipynb #2fe86e6c
+_TO_8_BITS = np.rint(np.arange(65536) / 257).astype(np.uint8)
+
 def _scale_deep(picture: Image.Image) -> Image.Image:
     "Bring grey pictures of 16 or 32 bits to 8 bits; others pass."
     if not picture.mode.startswith(("I", "F")): return picture
-    values = np.asarray(picture).astype(np.float32)
     if picture.mode.startswith("I;16"):
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+        return Image.fromarray(_TO_8_BITS[np.asarray(picture)])
+    values = np.array(picture, np.float32)
     finite = np.isfinite(values)
     if not finite.any(): raise ImageError("the picture holds no finite value")
-    low, high = values[finite].min(), values[finite].max()
-    values = np.where(finite, (values - low) / max(high - low, 1e-12), 0)
-    return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    low, high = (extreme(values, where=finite, initial=start) for extreme, start in
+                 ((np.min, np.inf), (np.max, -np.inf)))
+    values -= low   # in place from here on: a large picture would take a GB otherwise
+    values /= max(high - low, 1e-12)
+    values[~finite] = 0
+    values *= 255
+    return Image.fromarray(np.rint(values, out=values).astype(np.uint8))
 
 def convert_rgb(
     picture: Image.Image, # Picture in any of Pillow's modes
@@ -132,7 +141,14 @@ def measure_image(
     width_px, height_px = picture.size
     return (height_px, width_px) if _find_turn(picture) in _SWAPS else (width_px, height_px)
 
-# %% ../nbs/01_images.ipynb #351bbfcd
+# %% ../nbs/01_images.ipynb #1d8150f4
+def _simplify(picture: Image.Image) -> Image.Image:
+    "Bring a picture to a mode that can be resized; transparency is kept until it is small."
+    direct = picture.mode in ("RGB", "RGBA", "L", "LA", "CMYK")
+    if direct and "transparency" not in picture.info: return picture
+    picture = _scale_deep(picture)
+    return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
+
 def load_pixels(
     source: str | Path | bytes | Image.Image | np.ndarray, # Path, content of a file, picture, array
     *,
@@ -151,9 +167,7 @@ def load_pixels(
     try:
         if not isinstance(source, (Image.Image, np.ndarray)):
             picture.draft(None, (2 * size_px, 2 * size_px))
-        if picture.mode not in ("RGB", "RGBA", "L", "LA", "CMYK") or "transparency" in picture.info:
-            picture = convert_rgb(picture)
-        picture = convert_rgb(fit_square(picture, size_px, fit))
+        picture = convert_rgb(fit_square(_simplify(picture), size_px, fit))
     except ImgclfError: raise
     except Exception as error:
         raise ImageError(f"the picture is damaged ({error}); save it anew") from error

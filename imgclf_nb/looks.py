@@ -13,7 +13,7 @@ from gradio.themes.utils.fonts import LocalFont
 
 from .settings import Settings
 
-# %% ../nbs/09d_looks.ipynb #67718a9c
+# %% ../nbs/09d_looks.ipynb #aaa1711e
 CSS = """
 .gradio-container {width: 100%; max-width: 1240px !important; margin: 0 auto}
 #head h1 {font-size: 1.7rem; font-weight: 700; margin: .2rem 0 .3rem; overflow-wrap: anywhere}
@@ -36,7 +36,8 @@ CSS = """
 .legend {display: flex; gap: .6rem; align-items: center; font-size: .85rem}
 .legend i {flex: 1; height: 8px; border-radius: 4px;
   background: linear-gradient(90deg,#7f7f7f,#57106e 15%,#bc3754,#f98e09,#fcffa4)}
-.scroll {overflow: auto; max-height: 34rem; width: 0; min-width: 100%; scrollbar-width: thin}
+.scroll {overflow: auto; max-height: 34rem; width: 0; min-width: 100%; 
+  scrollbar-width: thin}
 .scroll table, .scroll tr, .scroll th, .scroll td {border: 0 !important; margin: 0 !important}
 table.list {border-collapse: collapse; width: 100%}
 table.list th, table.list td {text-align: left; padding: .4rem .6rem; white-space: nowrap}
@@ -46,9 +47,11 @@ table.numbers td:nth-child(2) {min-width: 0}
 table.list td:nth-child(n+3), table.numbers td:nth-child(n+2), table.numbers th:nth-child(n+2),
 table.list th:nth-child(n+3) {text-align: right; font-variant-numeric: tabular-nums}
 table.list em {color: #d97706; font-style: normal; font-weight: 700}
-tr.bad td {color: var(--error-text-color, #b91c1c); text-align: left !important}
+tr.bad td {color: #b91c1c; text-align: left !important}
+.dark tr.bad td {color: #fca5a5}
+table.numbers {max-width: 44rem}
 .scores h3 {font-size: 1.15rem; font-weight: 700; margin: 1.6rem 0 .4rem}
-.scores > p {max-width: 75ch; margin: 0 0 .6rem}
+.scores > p {max-width: 75ch; margin: .6rem 0}
 .scores ul {margin: .8rem 0 0 1.2rem; list-style: disc}
 table.matrix {border-collapse: separate; border-spacing: 2px; font-variant-numeric: tabular-nums}
 table.matrix thead td {font-size: .8rem; white-space: nowrap; vertical-align: bottom}
@@ -71,6 +74,8 @@ table.matrix tbody td.dark {color: white}
   #heat-side:not(:has(img)) {display: none}
   #gallery .grid-container {grid-template-columns: 1fr 1fr !important}
   .verdict {font-size: 1.6rem}
+  table.list th, table.list td {padding: .35rem .3rem; font-size: .9rem}
+  table.numbers td:first-child {min-width: 4rem}
   .gradio-container {padding: .75rem !important}
 }
 """
@@ -87,11 +92,12 @@ def make_theme(
         font=[LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif"],
         font_mono=[LocalFont("IBM Plex Mono", weights=(400, 700)), "ui-monospace", "monospace"],
     ).set(body_background_fill="*neutral_50", body_background_fill_dark="*neutral_950",
-          block_shadow="0 1px 3px rgba(15,23,42,.08)", button_primary_background_fill="*primary_600",
+          block_shadow="0 1px 3px rgba(15,23,42,.08)",
+          button_primary_background_fill="*primary_600",
           button_primary_background_fill_hover="*primary_700", button_primary_text_color="white",
           button_primary_background_fill_dark="*primary_600")
 
-# %% ../nbs/09d_looks.ipynb #f510e545
+# %% ../nbs/09d_looks.ipynb #074b458c
 def write_head(
     info,               # What `bundle.json` says
     settings: Settings, # `feedback_dir`: whether pictures may be stored
@@ -104,6 +110,6 @@ def write_head(
             f"<details><summary>All {len(names)} classes</summary>{', '.join(names)}</details>")
     keeps = ("It is stored only if you press &ldquo;Store&rdquo;." if settings.feedback_dir else
              "It is not stored.")
-    return (f"<h1>{escape(info.name)}</h1><p>Tells apart {known}. It knows nothing else, and names "
+    return (f"<h1>{escape(info.name)}</h1><p>Tells apart {known}. It knows nothing else and names "
             f"one of these for any picture.</p>{rest}<p>Your photograph goes to this server only, "
             f"and is deleted after some minutes. {keeps}</p>")

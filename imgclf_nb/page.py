@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_upload', 'store_feedback', 'copy_examples', 'make_page', 'mount_page']
 
-# %% ../nbs/09e_page.ipynb #fed56d65
+# %% ../nbs/09e_page.ipynb #865a170e
 import asyncio, csv, functools, logging, secrets, threading
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
@@ -13,14 +13,16 @@ from pathlib import Path
 
 import gradio as gr
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from gradio.route_utils import FnIndexInferError
 
 from .files import StorageError, hash_file, write_atomic
 from .images import ImageError, open_image
 from .looks import CSS, LEGEND, WAITING, make_theme, write_head
 from .service import Service
 from .settings import ImgclfError, Settings
-from .views import draw_heat, list_answers, load_view, read_scores, relate_evidence
-from .views import show_answer, show_scores
+from .views import (draw_heat, list_answers, load_view, read_scores, relate_evidence,
+                            show_answer)
 
 # %% ../nbs/09e_page.ipynb #f1c72cd6
 def check_upload(
@@ -40,7 +42,7 @@ def check_upload(
                                    "it (again). Web addresses are not fetched")
     return file
 
-# %% ../nbs/09e_page.ipynb #e81394d4
+# %% ../nbs/09e_page.ipynb #98907b33
 def _find_files(values):
     "Every dict with a path in nested lists and dicts."
     waiting = [values]
@@ -63,7 +65,6 @@ class _Page(gr.Blocks):
         except Exception:   # Gradio's and pydantic's words name types and paths of the server
             raise gr.Error("this is not what is asked for: upload a photograph and send it as "
                            "one file", print_exception=False) from None
-
 def _tell(function):
     "Turn our errors into Gradio's, which the browser and gradio_client show with their text."
     @functools.wraps(function)
@@ -72,10 +73,9 @@ def _tell(function):
         except ImgclfError as error: raise gr.Error(str(error), print_exception=False) from None
     return told
 
-# %% ../nbs/09e_page.ipynb #b525596c
+# %% ../nbs/09e_page.ipynb #5a9c5c53
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
 _storing = threading.Lock()
-
 def store_feedback(
     file: Path,   # Uploaded picture
     label: str,   # What it really shows
@@ -100,7 +100,7 @@ def store_feedback(
                            "written to. Please tell whoever runs it") from error
     return folder/label/name
 
-# %% ../nbs/09e_page.ipynb #fcba109c
+# %% ../nbs/09e_page.ipynb #0f407744
 def copy_examples(
     info,               # What `bundle.json` says
     settings: Settings, # `data_dir`, `max_megapixels`
@@ -109,16 +109,15 @@ def copy_examples(
     most: int = 10,     # How many at the most
 ) -> list:              # Paths of the copies; none where there is nothing that fits
     "Copy a test image of each class to the uploads, as examples."
-    name = str(info.data.get("name", ""))
-    source, first = settings.data_dir/name, {}
+    name, first = str(info.data.get("name", "")), {}
     if not name or Path(name).name != name: return []
     try:
-        with open(source/"manifest.csv", encoding="utf-8", newline="") as file:
+        with open(settings.data_dir/name/"manifest.csv", encoding="utf-8", newline="") as file:
             rows = [(row["label"], row["split"], row["path"]) for row in csv.DictReader(file)]
     except (OSError, ValueError, KeyError, csv.Error): return []
     if {label for label, *_ in rows} != set(info.labels): return []
     for label, split, path in rows:
-        if split == "test": first.setdefault(label, source/path)
+        if split == "test": first.setdefault(label, settings.data_dir/name/path)
     (uploads/"keep").mkdir(parents=True, exist_ok=True)
     return [copy for n, (label, path) in enumerate(sorted(first.items())[:most])
             if (copy := _copy_small(path, uploads/"keep"/f"example-{n}.png", settings))]
@@ -130,7 +129,7 @@ def _copy_small(path: Path, copy: Path, settings: Settings) -> str:
         return str(copy)
     except (ImageError, OSError): return ""
 
-# %% ../nbs/09e_page.ipynb #500c7d74
+# %% ../nbs/09e_page.ipynb #98a47550
 class _Events:
     "What happens when somebody drops, chooses or presses something."
     def __init__(self, service: Service, settings: Settings, uploads: Path):
@@ -144,7 +143,6 @@ class _Events:
 
     def load(self, path, side_px=1024):
         return load_view(path, side_px=side_px, max_megapixels=self.settings.max_megapixels)
-
     def paint(self, path, heat): return draw_heat(self.load(path), heat, fit=self.info.fit)
 
     async def predict(self, photo):
@@ -159,7 +157,7 @@ class _Events:
         path = check_upload(photo, uploads=self.uploads)
         answer = await self.service.answer(path, self.settings.top_k)
         names = [label for label, _ in answer.prediction.predictions[:5]]
-        maps = relate_evidence(answer.evidence, [self.labels.index(name) for name in names])
+        maps = relate_evidence(answer.evidence, list(map(self.labels.index, names)))
         picture = await self.draw(self.paint, path, maps[0])
         least = self.info.thresholds.get("unsure", 0.0)
         return (show_answer(answer.prediction, least), picture,
@@ -171,7 +169,7 @@ class _Events:
         path = check_upload(state, uploads=self.uploads)
         return await self.draw(self.paint, path, state["maps"][name])
 
-# %% ../nbs/09e_page.ipynb #39f51537
+# %% ../nbs/09e_page.ipynb #7e5c5cfa
 async def _see_many(self, files):
     if not files: return gr.Gallery([], visible=False), "", gr.DownloadButton(visible=False)
     if len(files) > self.settings.max_files:
@@ -191,7 +189,6 @@ async def _see_many(self, files):
             gr.DownloadButton(value=str(file), visible=True))
 
 async def _correct(self, photo, label):
-    if photo is None: raise ImageError("show a photograph first")
     path = check_upload(photo, uploads=self.uploads)
     await self.draw(store_feedback, path, label, folder=self.settings.feedback_dir,
                     labels=self.labels)
@@ -199,9 +196,8 @@ async def _correct(self, photo, label):
             "next training.</p>")
 
 async def _score(self):
-    found = await self.draw(read_scores, self.settings.results_dir/"metrics.json",
-                            self.service.predictor)
-    return show_scores(found) if isinstance(found, dict) else f'<p class="missing">{found}</p>'
+    return await self.draw(read_scores, self.settings.results_dir/"metrics.json",
+                           self.service.predictor)
 
 _Events.see_many, _Events.correct, _Events.score = _see_many, _correct, _score
 
@@ -279,7 +275,7 @@ def make_page(
                   postprocess=False, show_progress="hidden")
     return page
 
-# %% ../nbs/09e_page.ipynb #29a8ff88
+# %% ../nbs/09e_page.ipynb #438992dd
 def mount_page(
     app: FastAPI,       # Application with routes of its own, which go first
     service: Service,   # What answers
@@ -293,7 +289,11 @@ def mount_page(
     page.max_threads = max(40, settings.max_waiting)
     page.queue(max_size=settings.max_waiting, api_open=False,
                default_concurrency_limit=settings.max_waiting)
-    return gr.mount_gradio_app(
+    gr.mount_gradio_app(
         app, page, path="/", footer_links=[], run_history=False, allowed_paths=[],
         show_error=False, max_file_size=int(settings.max_upload_mb * 1e6), ssr_mode=False,
         enable_monitoring=False, pwa=False, mcp_server=False, theme=make_theme(), css=CSS)
+    lost = JSONResponse({"detail": "no such function: call /gradio_api/call/predict"}, 404)
+    for kind in (LookupError, FnIndexInferError):
+        app.routes[-1].app.add_exception_handler(kind, lambda request, error: lost)
+    return app

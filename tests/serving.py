@@ -46,7 +46,7 @@ def wait_for(condition, seconds=20, what="it"):
 @contextmanager
 def running_server(folder, *words, env={}, bundle=True):
     """Run `imgclf serve` on a free port with the example bundle, until the block ends; gives a `Server`."""
-    folder = Path(folder)
+    (folder := Path(folder)).mkdir(exist_ok=True)
     if bundle:
         write_example_bundle(folder / "model" / "bundle")
     (uploads := folder / "temporary").mkdir(exist_ok=True)
@@ -60,7 +60,7 @@ def running_server(folder, *words, env={}, bundle=True):
             assert process.poll() is None, f"the server ended:\n{log.read_text()}"
             port = re.search(r"(?:localhost:|on port )(\d+)", log.read_text())
             try:
-                return port and httpx.get(f"{(url := f'http://127.0.0.1:{port[1]}')}/health").status_code == 200 and url
+                return port and httpx.get(f"{(url := f'http://127.0.0.1:{port[1]}')}/health").status_code in (200, 503) and url
             except httpx.TransportError:
                 return None
         url = wait_for(answers, 60, "the first answer")

@@ -164,7 +164,7 @@ def test_a_bundle_whose_network_does_not_fit(bundle, tmp_path):
 
 
 def test_precision(bundle):
-    with pytest.raises(PredictError, match="choose auto, f32 or bf16"):
+    with pytest.raises(PredictError, match="choose auto, f32, bf16 or int8"):
         Predictor(bundle.path, precision="int4")
     assert Predictor(bundle.path, precision="f32").precision == "f32"
     assert Predictor(bundle.path).precision in ("f32", "bf16")

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from gradio_client import Client, handle_file
-from serving import running_server
+from serving import running_server, wait_for
 
 from imgclf_nb.example import draw_example, write_example_bundle
 from imgclf_nb.predict import Predictor
@@ -207,15 +207,40 @@ def test_the_log_has_a_line_of_json_for_each_request(tmp_path, photo):
     with running_server(tmp_path, "--log-format", "json", "--no-page") as server:
         reply = httpx.post(server.url + "/predict", files={"file": ("a", photo)}, headers={"X-Request-ID": "order-66"})
         assert reply.headers["x-request-id"] == "order-66"
+        assert server.stop() == 0
     lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
     line, = [line for line in lines if line.get("id") == "order-66"]
     assert (line["method"], line["path"], line["status"]) == ("POST", "/predict", 200)
 
 
-def test_a_port_in_use_and_a_missing_model_are_one_line(imgclf, tmp_path):
-    result = imgclf("serve")
+def test_without_a_model_it_says_so_and_serves_one_as_soon_as_there_is_one(tmp_path, photo):
+    with running_server(tmp_path, bundle=False) as server:
+        assert httpx.get(server.url + "/health").json()["status"] == "no model"
+        assert httpx.get(server.url + "/").status_code == 503
+        reply = httpx.post(server.url + "/predict", files={"file": ("a", photo)})
+        assert reply.status_code == 503 and "imgclf run" in reply.json()["detail"] and reply.headers["retry-after"]
+        write_example_bundle(tmp_path / "model" / "bundle")
+        wait_for(lambda: status(server) == 200, 30, "the model's arrival")
+        assert httpx.post(server.url + "/predict", files={"file": ("a", photo)}).json()["label"] == "sea"
+        assert server.stop() == 0
+    with running_server(tmp_path / "other", bundle=False) as server:
+        assert server.stop() == 0
+
+
+def status(server):
+    """The status of /health, or None while nobody answers."""
+    try:
+        return httpx.get(server.url + "/health").status_code
+    except httpx.TransportError:
+        return None
+
+
+def test_a_damaged_model_and_a_port_in_use_are_one_line(imgclf, tmp_path):
+    bundle = write_example_bundle(tmp_path / "model" / "bundle")
+    bundle.model_file.write_bytes(b"damaged")
+    result = imgclf("serve", "--port", "0")
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
-    assert "train a model first" in result.stderr
+    assert "wrong checksum" in result.stderr
     write_example_bundle(tmp_path / "model" / "bundle")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = imgclf("serve", "--port", taken.getsockname()[1])

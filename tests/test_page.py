@@ -1,0 +1,288 @@
+"""The page in a real browser, and its `predict` endpoint through gradio_client and requests made by hand."""
+import csv
+import json
+import re
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from imgclf_nb.example import draw_example, write_example_bundle
+from imgclf_nb.predict import Predictor
+from serving import running_server
+
+WICKED = "<img src=x onerror=alert(1)>${alert(2)}{{7*7}}"   # a label, as the name of a folder may be
+LABELS = ["leaf", WICKED, "tomato"]
+FLAGS = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+         "--disable-component-update --disable-sync").split()
+
+
+def metrics(sha256):
+    """A score card of two classes that are always right, and one that is mistaken in 2 of 20."""
+    scores = {label: dict(precision=1.0, recall=1.0, f1=1.0, support=20) for label in LABELS}
+    return {"labels": LABELS, "n_test": 60, "accuracy": 58 / 60, "accuracy_ci95": [0.887, 0.991], "per_class": scores,
+            "confusion_matrix": [[20, 0, 0], [0, 20, 0], [2, 0, 18]], "model": {"sha256": sha256}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A bundle, its score card, example data, photographs, and files that are none."""
+    folder = tmp_path_factory.mktemp("page")
+    bundle = write_example_bundle(folder / "model" / "bundle", labels=LABELS)
+    (folder / "results").mkdir()
+    (folder / "results" / "metrics.json").write_text(json.dumps(metrics(bundle.sha256)))
+    (data := folder / "data" / "colours").mkdir(parents=True)
+    with open(data / "manifest.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split"])
+        for k, label in enumerate(LABELS):
+            draw_example(k, seed=5).save(data / f"{k}.png")
+            writer.writerow([f"{k}.png", label, "test"])
+    draw_example(2, seed=1, doubt=0.4, size_px=300).resize((600, 300)).save(folder / "red.jpg")
+    draw_example(0, seed=2, size_px=200).save(folder / "=green.png")
+    (folder / "broken.jpg").write_bytes((folder / "red.jpg").read_bytes()[:300])
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    with running_server(folder, "--feedback-dir", "wrong", "--max-files", 4, bundle=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def predictor(folder):
+    return Predictor(folder / "model" / "bundle")
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    client = Client(server.url, ssl_verify=False, analytics_enabled=False, verbose=False)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = Path("/usr/bin/chromium")
+    if not program.exists():
+        pytest.skip("no chromium: install Debian's package chromium")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is a package for developers")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(program), args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, server):
+    """Open the page; whatever went wrong in the browser fails the test at its end."""
+    contexts, troubles = [], []
+
+    def open_page(width=1280, theme="light"):
+        context = browser.new_context(viewport={"width": width, "height": 860}, color_scheme=theme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: message.type == "error" and troubles.append(message.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("dialog", lambda dialog: (troubles.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("response", lambda reply: reply.status > 399 and troubles.append(f"{reply.status} {reply.url}"))
+        page.on("requestfailed", lambda request: "queue/data" not in request.url and "heartbeat" not in request.url
+                and troubles.append(f"failed {request.url}"))
+        page.on("request", lambda request: request.url.startswith((server.url, "data:", "blob:"))
+                or troubles.append(f"outside request {request.url}"))
+        page.goto(server.url)
+        page.wait_for_selector("#photo input[type=file]", state="attached")
+        return page
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not troubles
+
+
+def upload(page, path):
+    page.set_input_files("#photo input[type=file]", path)
+
+
+def wait_for_picture(page, selector):
+    """Wait until an <img> is loaded; gives its address."""
+    page.wait_for_function("s => document.querySelector(s)?.naturalWidth > 0", arg=selector)
+    return page.locator(selector).first.get_attribute("src")
+
+
+def test_one_photograph_with_what_decided(visit, folder, predictor):
+    page = visit()
+    upload(page, folder / "red.jpg")
+    page.wait_for_selector("#answer .bars")
+    expected = predictor.predict(folder / "red.jpg")
+    assert page.inner_text("#answer .verdict") == expected.label == "tomato"
+    names, shares = (page.locator(f"#answer .{kind}").all_inner_texts() for kind in ("name", "percent"))
+    assert list(zip(names, shares)) == [(label, f"{share:.1%}") for label, share in expected.predictions]
+    first = wait_for_picture(page, "#heat img")
+    heat = Image.open(BytesIO(httpx.get(first).content)).convert("RGB")
+    assert heat.size == (600, 300)   # in the photograph's proportions
+    pixels = [max(pixel) - min(pixel) for pixel in np.asarray(heat, int).reshape(-1, 3)]
+    assert max(pixels) > 100 and min(pixels) < 10   # coloured in places, grey in others
+    page.locator("#choice label", has_text="leaf").click()
+    page.wait_for_function("src => document.querySelector('#heat img').src != src", arg=first)
+    assert wait_for_picture(page, "#heat img") != first
+    assert page.inner_text("#answer .verdict") == "tomato"
+
+
+def test_an_example_is_answered(visit):
+    page = visit()
+    assert page.locator("#examples img").count() == 3
+    page.locator("#examples button, #examples .gallery-item").first.click()
+    page.wait_for_selector("#answer .bars")
+    wait_for_picture(page, "#heat img")
+
+
+def test_doubt_is_said(visit, folder):
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(folder / "grey.png")
+    page = visit()
+    upload(page, folder / "grey.png")
+    page.wait_for_selector("#answer .unsure")
+    assert "No class reached 50%" in page.inner_text("#answer .unsure")
+
+
+def test_what_is_no_photograph_is_told(visit, folder):
+    page = visit()
+    upload(page, folder / "broken.jpg")
+    page.wait_for_selector("[data-testid=toast-body]")
+    assert re.search("not a readable image|damaged", page.inner_text("[data-testid=toast-body]"))
+    upload(page, folder / "notes.txt")
+    page.wait_for_selector("[data-testid=toast-body]:has-text('notes.txt')")
+
+
+def test_several_with_a_broken_one_among_them(visit, folder, predictor, tmp_path):
+    page = visit()
+    page.get_by_role("tab", name="Several").click()
+    names = ["red.jpg", "broken.jpg", "=green.png", "notes.txt"]
+    page.set_input_files("#files input[type=file]", [folder / name for name in names])
+    page.wait_for_selector("#table tbody tr, #table table tr.bad")
+    rows = page.locator("#table table tr").all_inner_texts()[1:]
+    assert [row.split("\t")[0].strip() for row in rows] == names
+    assert rows[0].split("\t")[1].strip() == "tomato" and "not a readable image" in rows[3]
+    wait_for_picture(page, "#gallery img")
+    assert page.locator("#gallery .grid-container img").count() == 2
+    with page.expect_download() as download:
+        page.locator("#csv").click()
+    download.value.save_as(tmp_path / "table.csv")
+    with open(tmp_path / "table.csv", encoding="utf-8-sig", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["file"] for row in table] == ["red.jpg", "broken.jpg", "'=green.png", "notes.txt"]
+    assert float(table[0]["probability"]) == pytest.approx(predictor.predict(folder / "red.jpg").probability, abs=1e-6)
+    assert [bool(row["error"]) for row in table] == [False, True, False, True]
+    page.set_input_files("#files input[type=file]", [folder / "red.jpg"] * 2)   # 6 files: 4 are allowed
+    page.wait_for_selector("[data-testid=toast-body]:has-text('at most 4')")
+
+
+def test_score_card(visit, folder):
+    page = visit()
+    page.get_by_role("tab", name="Scores").click()
+    page.wait_for_selector("#card .scores")
+    text = page.inner_text("#card")
+    assert "96.7% right" in text and "between 88.7% and 99.1%" in text and "tomato taken for leaf: 2" in text
+    assert page.locator("#card .matrix tbody td").all_inner_texts() == ["20", "", "", "", "20", "", "2", "", "18"]
+    assert WICKED in page.locator("#card .numbers td").all_inner_texts()   # harmless, as it is written
+    file = folder / "results" / "metrics.json"
+    text = file.read_text()
+    try:
+        for scores, expected in [(metrics("0" * 64), "another model"), (None, "not been measured")]:
+            file.write_text(json.dumps(scores)) if scores else file.unlink()
+            page.get_by_role("tab", name="Several").click()
+            page.get_by_role("tab", name="Scores").click()
+            page.wait_for_selector(f"#card .missing:has-text('{expected}')")
+    finally:
+        file.write_text(text)
+
+
+def test_a_correction_is_stored_once_and_moved(visit, folder):
+    def stored():
+        return sorted(file.relative_to(folder / "wrong") for file in (folder / "wrong").rglob("*") if file.is_file())
+    page = visit()
+    upload(page, folder / "red.jpg")
+    page.wait_for_selector("#answer .bars")
+    page.get_by_text("Wrong? Tell us").click()
+    for label in ("leaf", "leaf", "tomato"):
+        page.locator("#right input").click()
+        page.get_by_role("option", name=label, exact=True).click()
+        page.locator("#store").click()
+        page.wait_for_selector(f"#thanks:has-text('Stored as {label}')")
+    assert len(stored()) == 1 and stored()[0].parts[0] == "tomato" and stored()[0].suffix == ".jpg"
+    assert (folder / "wrong" / stored()[0]).read_bytes() == (folder / "red.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_readable_everywhere(visit, folder, width):
+    backgrounds = set()
+    for theme in ("light", "dark"):
+        page = visit(width, theme)
+        backgrounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        upload(page, folder / "red.jpg")
+        page.wait_for_selector("#answer .bars")
+        wait_for_picture(page, "#heat img")
+        for tab in ("Photograph", "Several", "Scores"):
+            page.get_by_role("tab", name=tab).click()
+            if tab == "Scores":
+                page.wait_for_selector("#card .scores")
+                page.evaluate("""document.querySelectorAll('#card .matrix tr').forEach(row => {
+                    for (let i = 0; i < 60; i++) row.append(row.lastElementChild.cloneNode(true)) })""")   # many classes
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, (theme, tab)
+    assert len(backgrounds) == 2
+
+
+def test_gradio_client_gets_the_same_answer(client, folder, predictor):
+    answer = client.predict(handle_file(str(folder / "red.jpg")), api_name="/predict")
+    expected = predictor.predict(folder / "red.jpg")
+    assert answer["label"] == expected.label
+    assert [c["label"] for c in answer["confidences"]] == [label for label, _ in expected.predictions]
+    assert [c["confidence"] for c in answer["confidences"]] == pytest.approx(
+        [share for _, share in expected.predictions], abs=1e-6)
+
+
+def test_gradio_client_sees_one_endpoint(client):
+    info = client.view_api(return_format="dict", print_info=False)
+    assert list(info["named_endpoints"]) == ["/predict"] and not info["unnamed_endpoints"]
+
+
+def test_gradio_client_hears_what_is_wrong(client, folder):
+    Image.new("L", (6000, 5000)).save(folder / "bomb.png")
+    for name, words in [("notes.txt", "not a readable image"), ("bomb.png", "6000 x 5000 pixels")]:
+        with pytest.raises(AppError, match=words):
+            client.predict(handle_file(str(folder / name)), api_name="/predict")
+    for wrong in (None, 7, ["a"], "text"):
+        with pytest.raises(AppError, match="upload"):
+            client.predict(wrong, api_name="/predict")
+
+
+def test_no_path_is_followed_but_those_of_uploads(server, folder):
+    def ask(function, data):
+        session = f"s{abs(hash(str(data)))}"
+        with httpx.Client(base_url=f"{server.url}/gradio_api") as http:
+            joined = http.post("/queue/join", json={"data": data, "fn_index": function, "session_hash": session})
+            if joined.status_code != 200:
+                return joined.status_code, joined.text
+            with http.stream("GET", "/queue/data", params={"session_hash": session}) as stream:
+                for line in stream.iter_lines():
+                    if "process_completed" in line:
+                        return 200, line
+    config = httpx.get(f"{server.url}/config").json()
+    listeners = [d for d in config["dependencies"] if d["inputs"] and d["backend_fn"]]
+    assert len(listeners) >= 5
+    secret = folder / "results" / "metrics.json"
+    before = set(server.uploads.rglob("*"))
+    for path in (str(secret), "/etc/passwd", f"{server.uploads}/../results/metrics.json", "http://127.0.0.1:9/x.png",
+                 "https://example.com/x.png", "file:///etc/passwd", "../../etc/passwd"):
+        for meta in ({"meta": {"_type": "gradio.FileData"}}, {}):
+            for listener in listeners:
+                status, text = ask(listener["id"], [{"path": path, **meta}] * len(listener["inputs"]))
+                assert '"success":false' in text and "Traceback" not in text, text
+                assert str(folder) not in text and "passwd" not in text and "upload" in text, text
+    assert set(server.uploads.rglob("*")) == before
