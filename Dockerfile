@@ -8,7 +8,7 @@
 # Behind a mirror: --build-arg BASE_IMAGE=..., PIP_INDEX_URL=..., PIP_EXTRA_INDEX_URL=..., PIP_TRUSTED_HOST=...
 # An index that wants a password: --secret id=pip_conf,src=pip.conf. A certificate authority of your own:
 # --secret id=pip_ca,src=ca.pem --build-arg PIP_CERT=/run/secrets/pip_ca. Secrets leave no trace in a layer.
-# torch for the CPU only, 6 GB smaller: --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+# torch for the CPU only, without 4 GB of CUDA libraries: --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 ARG BASE_IMAGE=python:3.11-slim
 
 # Nothing of the build stages reaches an image but /venv, so neither do the index arguments.

@@ -87,7 +87,7 @@ def many_scans(count, side_px=4000):
 
 
 def frames(count, kind, **options):
-    pictures = [Image.new("P" if kind == "GIF" else "RGB", (8, 8), n % 200) for n in range(count)]
+    pictures = [Image.new("RGB", (8, 8), (n % 251, n % 7, 0)) for n in range(count)]
     return save(pictures[0], kind, save_all=True, append_images=pictures[1:], **options)
 
 
@@ -146,10 +146,11 @@ BAD = {  # name -> statuses, and what makes the file
     **{f"{kind} cut at {share:.0%}": (400, lambda kind=kind, share=share: cut(kind, share))
        for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP") for share in (0.001, 0.1, 0.6, 0.97)},
     **{f"only the magic of {kind}": (400, lambda head=head: head + np.random.default_rng(2).bytes(5000)) for kind, head in {
-        "JPEG": b"\xff\xd8\xff\xe0", "PNG": b"\x89PNG\r\n\x1a\n", "GIF": b"GIF89a", "WebP": b"RIFF\x88\x13\0\0WEBPVP8 ",
+        "JPEG": b"\xff\xd8\xff\xe0", "PNG": b"\x89PNG\r\n\x1a\n", "WebP": b"RIFF\x88\x13\0\0WEBPVP8 ",
         "TIFF": b"II*\0", "BMP": b"BM"}.items()},
     "12000 x 12000 PNG": (413, lambda: png(12000, 12000)),
     "50000 x 50000 PNG": (413, lambda: png(50000, 50000, b"")),
+    "24 megapixels in one column": (413, lambda: png(1, 24_000_000)),
     "4e9 pixels PNG": (413, lambda: png(65535, 65535, b"")),
     "2**31 wide PNG": ((400, 413), lambda: png(2**31 - 1, 2**31 - 1, b"")),
     "4e9 pixels GIF": (413, lambda: gif(65535, 65535)),
@@ -164,7 +165,7 @@ BAD = {  # name -> statuses, and what makes the file
     "lying size PNG": (400, lambda: png(4000, 4000, bytes(100))),
     "lying size BMP": (400, lambda: bmp(4000, 4000)),
     "lying offset BMP": (400, lambda: bmp(8, 8, offset=2**32 - 1)),
-    "negative size BMP": (400, lambda: bmp(-8, -2**31)),
+    "negative size BMP": ((400, 413), lambda: bmp(-8, -2**31)),
     "0 x 0 PNG": (400, lambda: png(0, 0)),
     "0 x 9 PNG": (400, lambda: png(0, 9)),
     "0 x 0 GIF": (400, lambda: gif(0, 0)),
@@ -172,7 +173,7 @@ BAD = {  # name -> statuses, and what makes the file
     "0 x 0 TIFF": (400, lambda: tiff(0, 0)),
     "0 x 0 BMP": (400, lambda: bmp(0, 0)),
     "wrong CRC in IHDR": (400, lambda: png(8, 8, wrong=1)),
-    "wrong CRC in IDAT": (400, lambda: save(draw_example(1), "PNG")[:-16] + b"\1\2\3\4" + chunk(b"IEND", b"")),
+    "wrong bytes in IDAT": ((200, 400), lambda: (content := save(noise(), "PNG"))[:5000] + b"hello" + content[5005:]),
     "PNG without IDAT": (400, lambda: png(8, 8)[:33] + chunk(b"IEND", b"")),
     "PNG chunk of 4 GB": (400, lambda: png(8, 8)[:33] + chunk(b"tEXt", b"a", length=2**32 - 1)),
     "PNG of an unknown method": ((200, 400), lambda: png(8, 8, method=7)),
@@ -184,21 +185,36 @@ BAD = {  # name -> statuses, and what makes the file
     "600,000 PNG chunks": ((200, 400), lambda: png(8, 8, None, chunk(b"prVt", b"") * 600_000)),
     "GIF of 10,000 frames": (200, lambda: frames(10_000, "GIF")),
     "GIF comment of 3,000,000 blocks": ((200, 400), lambda: gif(8, 8, comment=b"!\xfe" + b"\1a" * 3_000_000 + b"\0")),
+    "GIF comment of 3,000,000 blocks behind junk": ((200, 400), lambda: gif(8, 8, comment=b"\0!\xfe" + b"\1a" * 3_000_000 + b"\0")),
+    "GIF comments of 1,000,000 blocks with junk between them": ((200, 400), lambda: gif(8, 8, comment=b"!\xfe\1a\0\0" * 1_000_000)),
+    "9 MB of junk in a GIF": ((200, 400), lambda: gif(8, 8, comment=b"\0" * 9_000_000)),
     "TIFF of 4e9 tags": (400, lambda: tiff(8, 8, (270, 2, 2**32 - 1, 8))),
-    "TIFF of 65535 tags": (400, lambda: tiff(8, 8, count=65535)),
+    "TIFF of 65535 tags": ((200, 400), lambda: tiff(8, 8, count=65535)),
     "TIFF in circles": ((200, 400), lambda: tiff(8, 8, next_directory=72)),
     "TIFF of 2,000,000 strips": ((200, 400), lambda: tiff(
         1, _LONG, (273, 4, _LONG, 8), (278, 4, 1, 1), (279, 4, _LONG, 8), data=struct.pack("<I", 8) * _LONG)),
+    "TIFF of 2,000,000 strips, as bytes": ((200, 400), lambda: tiff(
+        1, _LONG, (273, 1, _LONG, 8), (278, 4, 1, 1), (279, 4, _LONG, 8), data=b"\x08" * _LONG * 4)),
+    "TIFF of 60,000 strips": ((200, 400), lambda: tiff(
+        1, 60_000, (273, 4, 60_000, 8), (278, 4, 1, 1), (279, 4, 60_000, 8), data=struct.pack("<I", 8) * 60_000)),
+    "TIFF around a JPEG of 60,000 scans": ((200, 400), lambda: (lambda jpeg: tiff(
+        4000, 4000, (259, 3, 1, 7), (279, 4, 1, len(jpeg)), data=jpeg))(many_scans(60_000))),
     "TIFF of 2,000,000 unused numbers": ((200, 400), lambda: tiff(8, 8, (700, 4, _LONG, 8), data=bytes(4 * _LONG))),
     "TIFF of unknown compression": (400, lambda: tiff(8, 8, (259, 3, 1, 60000))),
     "TIFF of 255 samples": (400, lambda: tiff(8, 8, (277, 3, 1, 255))),
     "TIFF with broken deflate": (400, lambda: tiff(8, 8, (259, 3, 1, 8))),
-    "TIFF of tiles without end": (400, lambda: tiff(8, 8, (322, 4, 1, 2**31 - 16), (323, 4, 1, 2**31 - 16), (324, 4, 1, 8))),
+    "TIFF of tiles without end": ((200, 400), lambda: tiff(8, 8, (322, 4, 1, 2**31 - 16), (323, 4, 1, 2**31 - 16), (324, 4, 1, 8))),
     "TIFF of floating width": ((200, 400), lambda: tiff(8.0, 8.0, sides=11)),
     "BigTIFF": (400, lambda: b"II+\0\x08\0\0\0" + struct.pack("<Q", 2**63)),
     "broken EXIF": ((200, 400), lambda: stuff_jpeg(app1(b"Exif\0\0II*\0\xff\xff\xff\xff" + b"\xff" * 50))),
     "huge EXIF": ((200, 400), lambda: stuff_jpeg(app1(b"Exif\0\0MM\0*" + b"\xff" * 65000), 100)),
     "EXIF in 400,000 pieces": ((200, 400), lambda: stuff_jpeg(app1(b"Exif\0\0" + b"x" * 10), 400_000)),
+    **{f"EXIF in 400,000 pieces behind {name}": ((200, 400), lambda start=start: stuff_jpeg(
+        start + app1(b"Exif\0\0" + b"x" * 10) * 400_000)) for name, start in {
+            "junk": b"junk", "an end": b"\xff\xd9", "a restart": b"\xff\xd0", "padding": b"\xff" * 100}.items()},
+    "pieces of EXIF with junk between them": ((200, 400), lambda: stuff_jpeg(app1(b"Exif\0\0" + b"x" * 10) + b"\0", 400_000)),
+    "9 MB of padding": ((200, 400), lambda: stuff_jpeg(b"\xff" * 9_000_000)),
+    "9 MB of junk": ((200, 400), lambda: stuff_jpeg(b"\0" * 9_000_000)),
     "2,000,000 empty segments": ((200, 400), lambda: stuff_jpeg(b"\xff\xe5\0\2", 2_000_000)),
     "segment shorter than its length": (400, lambda: b"\xff\xd8\xff\xe0\0\0" + bytes(10)),
     "60,000 scans": ((200, 400), lambda: many_scans(60_000)),
@@ -238,7 +254,6 @@ GOOD = {  # name -> what makes the file; all of them are answered
                                                       colour=3),
     "24 megapixels of 16 bits": lambda: png(4900, 4900, depth=16),
     "24 megapixels of floats": lambda: save(Image.new("F", (4900, 4900), 1.5), "TIFF", compression="tiff_deflate"),
-    "24 megapixels in one column": lambda: png(1, 24_000_000),
     "24 megapixels, progressive": lambda: save(Image.new("RGB", (4900, 4900), "navy"), "JPEG", progressive=True),
-    "24 megapixels of BMP runs": lambda: bmp(4900, 4900, 8, 1, bytes(1024) + b"\xff\5" * 95_000 + b"\0\1", 1078),
+    "24 megapixels of BMP runs": lambda: bmp(4900, 4900, 8, 1, bytes(1024) + (b"\xff\5" * 19 + b"\x37\5\0\0") * 4900 + b"\0\1", 1078),
 }
