@@ -8,7 +8,14 @@ __all__ = ['find_bomb']
 # %% ../nbs/00b_bombs.ipynb #a2ff38ff
 import struct
 
-# %% ../nbs/00b_bombs.ipynb #5c5b9062
+# %% ../nbs/00b_bombs.ipynb #19ca60c0
+def _count_scans(content, most: int) -> str:
+    place = 0
+    for _ in range(most + 1):
+        place = content.find(b"\xff\xda", place + 1)
+        if place < 0: return ""
+    return f"more than {most} scans"
+
 def _walk_jpeg(content, most: int = 1000) -> str:
     place = 2
     for _ in range(most):
@@ -17,17 +24,16 @@ def _walk_jpeg(content, most: int = 1000) -> str:
         if len(head) < 4 or head[0] != 0xFF or head[1] in (0xDA, 0xD9): break
         place += 2 + int.from_bytes(head[2:4], "big")
     else: return f"more than {most} segments"
-    for _ in range(100):
-        place = content.find(b"\xff\xda", place + 1)
-        if place < 0: return ""
-    return "more than 100 scans"
+    return _count_scans(content, 100)
 
-# %% ../nbs/00b_bombs.ipynb #aa88b9e6
+# %% ../nbs/00b_bombs.ipynb #c992ddba
 def _walk_gif(content, most: int = 2000) -> str:
     flags = content[10] if len(content) > 10 else 0
     place = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     for _ in range(most):
-        if content[place:place + 1] != b"!": return ""   # the picture, or no GIF
+        while content[place:place + 1] == b"\0" and place < 1000: place += 1   # sloppy encoders
+        if content[place:place + 1] in (b",", b";", b""): return ""   # the picture, or the end
+        if content[place:place + 1] != b"!": return "junk between its blocks"
         place += 2
         while size := content[place] if place < len(content) else 0:
             place, most = place + 1 + size, most - 1
@@ -43,8 +49,8 @@ def _walk_png(content, most: int = 10_000) -> str:
         place += 12 + int.from_bytes(head[:4], "big")
     return f"more than {most} chunks"
 
-# %% ../nbs/00b_bombs.ipynb #ed503fab
-def _walk_tiff(content, most: int = 100_000) -> str:
+# %% ../nbs/00b_bombs.ipynb #f4afdd5d
+def _walk_tiff(content, most: int = 10_000) -> str:
     order = "<" if content[:1] == b"I" else ">"
     big = content[2:4] in (b"+\0", b"\0+")
     first, count, entry = ("Q", "Q", "HHQQ") if big else ("I", "H", "HHII")
@@ -56,12 +62,13 @@ def _walk_tiff(content, most: int = 100_000) -> str:
     entries = read(count, start[0]) if start else None
     if not entries: return ""
     if entries[0] > 4096: return "a table of too many entries"
-    place = start[0] + struct.calcsize(order + count)
+    place, strips = start[0] + struct.calcsize(order + count), 1
     for k in range(entries[0]):
         found = read(entry, place + k * struct.calcsize(order + entry))
         if found and found[1] not in (1, 2, 6, 7) and found[2] > most:
             return f"a table entry of {found[2]} values"
-    return ""
+        if found and found[0] in (273, 324): strips = found[2]   # strips or tiles
+    return _count_scans(content, 100 + 4 * strips + len(content) // 8192)
 
 # %% ../nbs/00b_bombs.ipynb #efd32f7c
 def find_bomb(
