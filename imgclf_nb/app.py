@@ -6,7 +6,7 @@
 __all__ = ['sweep_uploads', 'make_app', 'serve', 'make_app_from_environment']
 
 # %% ../nbs/09h_app.ipynb #2ab81819
-import asyncio, logging, logging.config, os, shutil, signal, socket, sys, tempfile, time, warnings
+import asyncio, ctypes, logging, logging.config, os, shutil, signal, socket, sys, tempfile, time, warnings
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -99,9 +99,10 @@ def _add_lifespan(app, guard: Guard, tool) -> None:
 
 # %% ../nbs/09h_app.ipynb #4c194866
 class _Protocol(HttpToolsProtocol):
-    "uvicorn's HTTP protocol, with a limit on the seconds that a header may take."
-    header_timeout_s = 10
+    "uvicorn's HTTP protocol, with limits on the seconds and the bytes of a header."
+    header_timeout_s, most_header_bytes = 10, 65_536
     def _expect_header(self):
+        self._in_header, self._header_bytes = True, 0
         self._timer = self.loop.call_later(self.header_timeout_s, self.transport.close)
 
     def connection_made(self, transport):
@@ -113,8 +114,17 @@ class _Protocol(HttpToolsProtocol):
         self._timer.cancel()
         self._expect_header()
 
+    def data_received(self, data):
+        before = self._in_header
+        super().data_received(data)
+        if before and self._in_header:   # all of it was header
+            self._header_bytes += len(data)
+            if self._header_bytes > self.most_header_bytes:
+                self.send_400_response("The header is too large.")
+
     def on_headers_complete(self):
         self._timer.cancel()
+        self._in_header = False
         super().on_headers_complete()
 
     def connection_lost(self, exc):
@@ -192,6 +202,15 @@ def _configure(app, settings: Settings, **options):
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies, **options)
 
+# %% ../nbs/09h_app.ipynb #9a62cd19
+def _return_memory() -> None:
+    "Tell glibc to give memory back to the system; see its manual page mallopt(3)."
+    try: tune = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError): return   # another C library
+    mmap_threshold, arena_max = -3, -8
+    tune(mmap_threshold, 1 << 20)   # bytes
+    tune(arena_max, 2)
+
 # %% ../nbs/09h_app.ipynb #4bb14071
 def _announce(guard: Guard, settings: Settings, port: int) -> None:
     "Say what is served, and where."
@@ -207,6 +226,7 @@ def serve(
     "Serve until SIGTERM or Ctrl-C; raises `SettingsError` or `BundleError` before it starts."
     logging.config.dictConfig(_log_config(settings.log_format))
     warnings.filterwarnings("ignore", module="PIL")
+    _return_memory()
     listening = _open_socket(settings.host, settings.port)
     port = listening.getsockname()[1]
     if not (settings.model_dir/"bundle").exists() and not _await_model(settings, listening): return
@@ -248,6 +268,7 @@ def make_app_from_environment(
     "Make the application of one of several processes."
     settings = Settings()
     logging.config.dictConfig(_log_config(settings.log_format))
+    _return_memory()
     return make_app(settings)
 
 def _serve_several(settings: Settings, listening: socket.socket) -> None:

@@ -6,7 +6,7 @@
 __all__ = ['find_bomb']
 
 # %% ../nbs/00b_bombs.ipynb #a2ff38ff
-import struct
+import re, struct
 
 # %% ../nbs/00b_bombs.ipynb #19ca60c0
 def _count_scans(content, most: int) -> str:
@@ -16,15 +16,20 @@ def _count_scans(content, most: int) -> str:
         if place < 0: return ""
     return f"more than {most} scans"
 
+_MARKER = re.compile(rb"\xff+([^\xff\0])", re.DOTALL)
+_BARE = {1, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}   # markers without a length
+
 def _walk_jpeg(content, most: int = 1000) -> str:
-    place = 2
+    place, junk = 2, 0
     for _ in range(most):
-        while content[place:place + 2] == b"\xff\xff": place += 1   # padding
-        head = content[place:place + 4]
-        if len(head) < 4 or head[0] != 0xFF or head[1] in (0xDA, 0xD9): break
-        place += 2 + int.from_bytes(head[2:4], "big")
-    else: return f"more than {most} segments"
-    return _count_scans(content, 100)
+        found = _MARKER.search(content, place)
+        if not found: return ""
+        junk += found.end() - 2 - place
+        if junk > 65_536: return "junk between its segments"
+        place, kind = found.end(), found[1][0]
+        if kind == 0xDA: return _count_scans(content, 100)
+        if kind not in _BARE: place += max(2, int.from_bytes(content[place:place + 2], "big"))
+    return f"more than {most} segments"
 
 # %% ../nbs/00b_bombs.ipynb #c992ddba
 def _walk_gif(content, most: int = 2000) -> str:

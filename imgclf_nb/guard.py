@@ -9,9 +9,11 @@ __all__ = ['Refusal', 'check_key', 'name_route', 'RateLimit', 'Guard']
 import asyncio, base64, hashlib, hmac, ipaddress, json, logging, re, time, uuid
 from dataclasses import dataclass, field
 
+import anyio
 from limits import parse
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
+from starlette.requests import ClientDisconnect
 
 from .monitor import Monitor
 from .settings import Settings
@@ -55,13 +57,15 @@ def check_key(
                   {"WWW-Authenticate": challenge})
 
 # %% ../nbs/09b_guard.ipynb #5b14b6d2
-_OWN = ("/predict", "/predict/batch", "/health", "/metrics", "/docs", "/docs/oauth2-redirect",
-        "/openapi.json", "/mcp")
+_READ, _SEND = ("GET", "HEAD"), ("POST",)
+_OWN = {"/predict": _SEND, "/predict/batch": _SEND, "/health": _READ, "/metrics": _READ,
+        "/docs": _READ, "/docs/oauth2-redirect": _READ, "/openapi.json": _READ,
+        "/mcp": ("GET", "POST", "DELETE")}   # path -> methods
 _OPEN = re.compile(
     r"/|/config/?|/theme\.css|/robots\.txt|/manifest\.json|/favicon\.ico|/pwa_icon(/\d+)?"
     r"|/(static|assets|svelte|static-offline-docs)/.+"
     r"|/gradio_api/(info|app_id|startup-events|theme\.css|openapi\.json|queue/(join|data)|upload"
-    r"|upload_progress|cancel|reset|heartbeat/\w+|(call|run)/\w+(/\w+)?|call/v2/\w+)/?"
+    r"|upload_progress|cancel|reset|heartbeat/[\w-]+|(call|run)/\w+(/\w+)?|call/v2/\w+)/?"
     r"|/gradio_api/file=(?![a-z][a-z+.-]*:).+", re.IGNORECASE | re.DOTALL)
 
 def name_route(
@@ -101,11 +105,31 @@ class RateLimit:
                       {"Retry-After": str(wait)})
 
 # %% ../nbs/09b_guard.ipynb #3a28b1c7
+def _limit_bytes(scope: dict, settings: Settings) -> int:
+    "How many bytes the body of a request may have."
+    form = _read_header(scope, b"content-type").lower().startswith("multipart/form-data")
+    if form or scope["path"] == "/mcp": return int(settings.max_request_mb * 1e6)
+    if scope["path"].startswith("/gradio_api/"): return 100_000 + 2_000 * settings.max_files
+    return int(settings.max_upload_mb * 1e6)
+
+class _Store:
+    "How many bytes of all bodies together lie in memory."
+    def __init__(self, settings: Settings):
+        self.most = int(2e6 * settings.max_request_mb)
+        self.small, self.held = self.most // (4 * settings.max_waiting), 0
+
+    def take(self, count: int, more: int) -> bool:
+        "Count `more` bytes for a body of `count`; whether there was room, as there is for small ones."
+        self.held += more
+        return self.held <= self.most or count <= self.small
+
+# %% ../nbs/09b_guard.ipynb #776f3fa4
 class _Body:
     "The body of one request, with limits on bytes and seconds."
-    def __init__(self, scope: dict, receive, settings: Settings):
+    def __init__(self, scope: dict, receive, settings: Settings, store: _Store | None = None):
         self._receive, self.count, self.complete, self.refusal = receive, 0, False, None
-        self.most, self.seconds = int(settings.max_request_mb * 1e6), settings.body_timeout_s
+        self.store, self.most = store or _Store(settings), _limit_bytes(scope, settings)
+        self.seconds = settings.body_timeout_s
         self.deadline = time.monotonic() + self.seconds
         length = _read_header(scope, b"content-length")
         if length.isdigit() and int(length) > self.most: raise self._too_large()
@@ -114,22 +138,40 @@ class _Body:
         return Refusal(413, f"the request is larger than {self.most / 1e6:g} MB; "
                             "send less at a time", "too large", {"Connection": "close"})
 
+    def _check(self, size: int) -> None:
+        "Count a piece of so many bytes; raise `Refusal` where it is too much."
+        self.count += size
+        fits = self.store.take(self.count, size)
+        if self.count > self.most: self.refusal = self._too_large()
+        elif not fits: self.refusal = _refuse_busy()
+        if self.refusal: raise self.refusal
+
     async def receive(self):
         "What the application calls for the next piece."
         if self.complete: return await self._receive()
         if self.refusal: raise self.refusal
-        try: message = await asyncio.wait_for(self._receive(), self.deadline - time.monotonic())
-        except asyncio.TimeoutError:
+        try:
+            with anyio.fail_after(self.deadline - time.monotonic()):
+                message = await self._receive()
+        except TimeoutError:
             self.refusal = Refusal(408, f"the request took more than {self.seconds:g} s to arrive; "
                                         "send it again", "slow", {"Connection": "close"})
             raise self.refusal from None
         self.complete = not message.get("more_body", False)
-        self.count += len(message.get("body", b""))
-        if self.count > self.most:
-            self.refusal = self._too_large()
-            raise self.refusal
+        self._check(len(message.get("body", b"")))
         return message
 
+    def close(self) -> None:
+        "Count the bytes no longer, for they are no longer needed."
+        self.store.held -= self.count
+
+# %% ../nbs/09b_guard.ipynb #127882d1
+def _refuse_busy() -> Refusal:
+    "What a client hears that comes when there is no room."
+    return Refusal(503, "the server is busy; send it again in a second", "busy",
+                   {"Retry-After": "1", "Connection": "close"})
+
+# %% ../nbs/09b_guard.ipynb #29ab075e
 async def _discard(receive, seconds: float = 2) -> None:
     "Read what a client still sends."
     async def read():
@@ -159,6 +201,7 @@ class Guard:
         self.key = settings.api_key.get_secret_value() if settings.api_key else None
         self.rate, self.draining = RateLimit(settings.rate_limit), False
         self.inside = 0   # requests that make the server work and are under way
+        self.store = _Store(settings)
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan": return await self.app(scope, receive, send)
@@ -181,10 +224,13 @@ def _check(guard: Guard, scope: dict) -> None:
     if _WORK.fullmatch(scope["path"]):
         guard.rate.check(scope)
         if guard.inside > 4 * guard.settings.max_waiting:
-            raise Refusal(503, "the server is busy; send it again in a second", "busy",
-                          {"Retry-After": "1", "Connection": "close"})
+            raise _refuse_busy()
     if name_route(scope["path"]) == "other":
         raise Refusal(404, "there is nothing here; /docs lists what there is", "path")
+    methods = _OWN.get(scope["path"])
+    if methods and scope["method"] not in methods:
+        raise Refusal(405, f"{scope['path']} takes {' and '.join(methods)}; see /docs", "method",
+                      {"Allow": ", ".join(methods)})
 
 # %% ../nbs/09b_guard.ipynb #9949db45
 class _Exchange:
@@ -199,10 +245,11 @@ class _Exchange:
         "Check the request, let the application answer it, or refuse it."
         try:
             _check(self.guard, self.scope)
-            self.body = _Body(self.scope, receive, self.guard.settings)
+            self.body = _Body(self.scope, receive, self.guard.settings, self.guard.store)
             await self.guard.app(self.scope, self.body.receive, self.forward)
             if self.body.refusal: raise self.body.refusal
         except Refusal as refusal: await _refuse(self, refusal, receive)
+        except ClientDisconnect: pass   # nobody is there to be answered
         except Exception as error:
             refusal = self.body.refusal if self.body else None
             if refusal is None:
@@ -210,6 +257,8 @@ class _Exchange:
                 refusal = Refusal(500, f"an error of the server; its log has more under request "
                                        f"{self.id}", "error")
             await _refuse(self, refusal, receive)
+        finally:
+            if self.body: self.body.close()
 
     async def forward(self, message: dict) -> None:
         "Send what the application answers, unless its request was refused meanwhile."

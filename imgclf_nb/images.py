@@ -76,27 +76,42 @@ def open_image(
 # %% ../nbs/01_images.ipynb #2fe86e6c
 _TO_8_BITS = np.rint(np.arange(65536) / 257).astype(np.uint8)
 
-def _scale_deep(picture: Image.Image) -> Image.Image:
+def _cut_strips(picture: Image.Image, step: int = 1):
+    "Cut a picture into strips of at most about 2 million pixels, as high as a multiple of `step`."
+    width, height = picture.size
+    rows = max(1, 2_000_000 // (width * step)) * step
+    for top in range(0, height, rows): yield picture.crop((0, top, width, min(top + rows, height)))
+
+def _find_range(picture: Image.Image) -> tuple[float, float] | None:
+    "The least and the greatest finite value of a picture of 32 bits; `None` for other pictures."
+    if picture.mode not in ("I", "F"): return None
+    low, high = np.inf, -np.inf
+    for strip in _cut_strips(picture):
+        values = np.asarray(strip, np.float32)
+        finite = values[np.isfinite(values)]
+        low, high = finite.min(initial=low), finite.max(initial=high)
+    if low > high: raise ImageError("the picture holds no finite value")
+    return low, high
+
+def _scale_deep(picture: Image.Image, extremes: tuple | None) -> Image.Image:
     "Bring grey pictures of 16 or 32 bits to 8 bits; others pass."
-    if not picture.mode.startswith(("I", "F")): return picture
     if picture.mode.startswith("I;16"):
         return Image.fromarray(_TO_8_BITS[np.asarray(picture)])
-    values = np.array(picture, np.float32)
-    finite = np.isfinite(values)
-    if not finite.any(): raise ImageError("the picture holds no finite value")
-    low, high = (extreme(values, where=finite, initial=start) for extreme, start in
-                 ((np.min, np.inf), (np.max, -np.inf)))
-    values -= low   # in place from here on: a large picture would take a GB otherwise
-    values /= max(high - low, 1e-12)
-    values[~finite] = 0
-    values *= 255
-    return Image.fromarray(np.rint(values, out=values).astype(np.uint8))
+    if extremes is None: return picture
+    low, high = extremes
+    values = (np.asarray(picture, np.float32) - low) * (255 / max(high - low, 1e-12))
+    values[~np.isfinite(values)] = 0
+    return Image.fromarray(np.rint(values).astype(np.uint8))
 
 def convert_rgb(
     picture: Image.Image, # Picture in any of Pillow's modes
 ) -> Image.Image:         # The same in mode RGB
     "Convert a picture to RGB: 16 bits scaled, palette looked up, transparency on white."
-    picture = _scale_deep(picture)
+    return _convert(picture, _find_range(picture))
+
+def _convert(picture: Image.Image, extremes: tuple | None) -> Image.Image:
+    "Convert a picture, or a strip of one whose least and greatest values are `extremes`."
+    picture = _scale_deep(picture, extremes)
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
@@ -141,21 +156,47 @@ def measure_image(
     width_px, height_px = picture.size
     return (height_px, width_px) if _find_turn(picture) in _SWAPS else (width_px, height_px)
 
-# %% ../nbs/01_images.ipynb #1d8150f4
-def _simplify(picture: Image.Image) -> Image.Image:
+# %% ../nbs/01_images.ipynb #d08a1ec2
+_LARGE = 4_000_000   # pixels
+
+def _is_heavy(picture: Image.Image) -> bool:
+    "Whether all pixels of a large picture will lie in memory: there is no draft of it."
+    progressive = picture.info.get("progressive") or picture.info.get("progression")
+    drafted = getattr(picture, "format", None) in ("JPEG", "MPO") and not progressive
+    return picture.width * picture.height > _LARGE and not drafted
+
+def _reduce_large(picture: Image.Image, size_px: int, fit: str) -> Image.Image:
+    "Bring a picture to RGB and to two to four times the model's size, strip by strip."
+    sides = picture.size
+    if fit != "squish": sides = [(min if fit == "crop" else max)(sides)] * 2
+    x, y = (max(1, side // (2 * size_px)) for side in sides)
+    width, height = picture.size
+    small, extremes, top = Image.new("RGB", (-(-width // x), -(-height // y))), _find_range(picture), 0
+    for strip in _cut_strips(picture, y):
+        part = _convert(strip, extremes).reduce((x, y))
+        small.paste(part, (0, top))
+        top += part.height
+    return small
+
+# %% ../nbs/01_images.ipynb #9d28dc14
+def _simplify(picture: Image.Image, size_px: int, fit: str) -> Image.Image:
     "Bring a picture to a mode that can be resized; transparency is kept until it is small."
-    direct = picture.mode in ("RGB", "RGBA", "L", "LA", "CMYK")
-    if direct and "transparency" not in picture.info: return picture
-    picture = _scale_deep(picture)
+    clear = "transparency" in picture.info
+    if picture.mode in ("RGB", "L", "CMYK") and not clear: return picture
+    if picture.width * picture.height > _LARGE: return _reduce_large(picture, size_px, fit)
+    if picture.mode in ("RGBA", "LA") and not clear: return picture
+    picture = _scale_deep(picture, _find_range(picture))
     return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
 
+# %% ../nbs/01_images.ipynb #1d8150f4
 def load_pixels(
     source: str | Path | bytes | Image.Image | np.ndarray, # Path, content of a file, picture, array
     *,
     size_px: int,               # Side of the square, in pixels
     fit: str = "squish",        # `squish`, `pad` or `crop`
     max_megapixels: float = 25, # Refuse pictures of more pixels, in millions
-) -> np.ndarray:                # uint8 RGB, shape [size_px, size_px, 3]
+    light_only: bool = False,   # Give `None` for a picture that takes much time and memory
+) -> np.ndarray | None:         # uint8 RGB, shape [size_px, size_px, 3]
     """Decode a picture to upright RGB pixels at the model's size; raises `ImageError`.
 
     An array is uint8 with shape [H,W], [H,W,3] or [H,W,4].
@@ -163,11 +204,12 @@ def load_pixels(
     if isinstance(source, np.ndarray): picture = _from_array(source)
     elif isinstance(source, Image.Image): picture = source
     else: picture = open_image(source, max_megapixels=max_megapixels)
+    if light_only and _is_heavy(picture): return None
     turn = _find_turn(picture)
     try:
         if not isinstance(source, (Image.Image, np.ndarray)):
             picture.draft(None, (2 * size_px, 2 * size_px))
-        picture = convert_rgb(fit_square(_simplify(picture), size_px, fit))
+        picture = convert_rgb(fit_square(_simplify(picture, size_px, fit), size_px, fit))
     except ImgclfError: raise
     except Exception as error:
         raise ImageError(f"the picture is damaged ({error}); save it anew") from error

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gradio as gr
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from gradio.route_utils import FnIndexInferError
 
@@ -275,6 +276,20 @@ def make_page(
                   postprocess=False, show_progress="hidden")
     return page
 
+# %% ../nbs/09f_page.ipynb #c83ffe13
+def _explain_errors(mounted: FastAPI) -> None:
+    "Say in words what Gradio would answer with a status of 500."
+    def refuse(status, detail): return lambda *_: JSONResponse({"detail": detail}, status)
+    lost = refuse(404, "no such function: call /gradio_api/call/predict")
+    for kind in (LookupError, FnIndexInferError): mounted.add_exception_handler(kind, lost)
+    odd = refuse(422, "the request has not the form that this route takes")
+    mounted.add_exception_handler(RequestValidationError, odd)
+    text = refuse(422, "send files in the form field `files`, each with a file name")
+    def explain_type(request, error):
+        if "GradioUploadFile" not in str(error): raise error
+        return text()
+    mounted.add_exception_handler(TypeError, explain_type)
+
 # %% ../nbs/09f_page.ipynb #438992dd
 def mount_page(
     app: FastAPI,       # Application with routes of its own, which go first
@@ -293,7 +308,5 @@ def mount_page(
         app, page, path="/", footer_links=[], run_history=False, allowed_paths=[],
         show_error=False, max_file_size=int(settings.max_upload_mb * 1e6), ssr_mode=False,
         enable_monitoring=False, pwa=False, mcp_server=False, theme=make_theme(), css=CSS)
-    lost = JSONResponse({"detail": "no such function: call /gradio_api/call/predict"}, 404)
-    for kind in (LookupError, FnIndexInferError):
-        app.routes[-1].app.add_exception_handler(kind, lambda request, error: lost)
+    _explain_errors(app.routes[-1].app)
     return app

@@ -144,7 +144,7 @@ def _add_lone_lane(engine: _Engine, request) -> None:
     engine._lone.put(request)
 
 # %% ../nbs/07_predict.ipynb #f9cb4ff0
-def _decode(source, size_px: int, fit: str, max_megapixels: float) -> np.ndarray:
+def _decode(source, info, **options) -> np.ndarray | None:
     "Load a picture as `load_pixels` does; raise `ImageError` for whatever is wrong with it."
     if not isinstance(source, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
         raise ImageError(f"a picture can't be of type {type(source).__name__}: "
@@ -154,7 +154,7 @@ def _decode(source, size_px: int, fit: str, max_megapixels: float) -> np.ndarray
             raise ImageError("this is a folder: give the files in it")
         if 0 in (source.shape if isinstance(source, np.ndarray) else getattr(source, "size", ())):
             raise ImageError("the picture has no pixels")
-        return load_pixels(source, size_px=size_px, fit=fit, max_megapixels=max_megapixels)
+        return load_pixels(source, size_px=info.image_size_px, fit=info.fit, **options)
     except FileNotFoundError as error: raise ImageError("no such file") from error
     except PermissionError as error: raise ImageError("no permission to read the file") from error
     except (OSError, ValueError) as error:
@@ -191,10 +191,13 @@ class Predictor(_Engine):
         self.workers, self.max_megapixels = workers or 2 * (os.cpu_count() or 1), max_megapixels
 
     def decode(self,
-        source,      # What `predict` takes
-    ) -> np.ndarray: # Pixels as `run` takes them, uint8 [S,S,3]
+        source,                   # What `predict` takes
+        *,
+        light_only: bool = False, # Give `None` for a picture that takes much time and memory
+    ) -> np.ndarray | None:       # Pixels as `run` takes them, uint8 [S,S,3]
         "Bring a picture to the size of the network; raises `ImageError` if it can't be read."
-        return _decode(source, self.info.image_size_px, self.info.fit, self.max_megapixels)
+        return _decode(source, self.info, max_megapixels=self.max_megapixels,
+                       light_only=light_only)
 
     def rank(self,
         probabilities: np.ndarray, # Of one picture, float32 [C]

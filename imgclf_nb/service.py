@@ -42,11 +42,12 @@ class Service:
         self.monitor = monitor or Monitor()
         self.waiting, self.closing = 0, False
         self._decoders = ThreadPoolExecutor(workers, "imgclf-decode")
+        self._heavy = ThreadPoolExecutor(1, "imgclf-heavy")
         self._computers = ThreadPoolExecutor(predictor.streams, "imgclf-compute")
 
     def close(self) -> None:
         "Let the threads finish what they have, and end them."
-        for pool in (self._decoders, self._computers): pool.shutdown(wait=True)
+        for pool in (self._decoders, self._heavy, self._computers): pool.shutdown(wait=True)
 
     async def answer(self,
         source,         # Path or bytes of a picture
@@ -66,13 +67,15 @@ class Service:
 async def _answer_one(service: Service, source, top_k: int) -> Answer:
     "Decode in one pool, compute in the other."
     loop, asked, clock = asyncio.get_running_loop(), time.perf_counter(), time.perf_counter
-    def decode():
+    def decode(light_only):
         began = clock()
-        return service.predictor.decode(source), began, clock()
+        return service.predictor.decode(source, light_only=light_only), began, clock()
     def compute():
         began = clock()
         return service.predictor.run(pixels[None]), began, clock()
-    pixels, began, decoded = await loop.run_in_executor(service._decoders, decode)
+    pixels, began, decoded = await loop.run_in_executor(service._decoders, decode, True)
+    if pixels is None:
+        pixels, began, decoded = await loop.run_in_executor(service._heavy, decode, False)
     outputs, started, done = await loop.run_in_executor(service._computers, compute)
     prediction = service.predictor.rank(outputs["probabilities"][0], top_k)
     monitor = service.monitor

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .images import ImageError, _find_turn, convert_rgb, open_image
+from .images import ImageError, _find_turn, _simplify, convert_rgb, open_image
 from .predict import Prediction, Predictor
 
 # %% ../nbs/09d_views.ipynb #01412d76
@@ -31,8 +31,7 @@ def load_view(
         picture.draft(None, (side_px, side_px))
         scale = min(1, side_px / max(picture.size))
         size = [max(1, round(scale * n)) for n in picture.size]
-        deep = picture.mode not in ("RGB", "RGBA", "L", "LA", "CMYK")
-        if deep or "transparency" in picture.info: picture = convert_rgb(picture)
+        picture = _simplify(picture, side_px, "pad")
         picture = convert_rgb(picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
     except ImageError: raise
     except Exception as error:

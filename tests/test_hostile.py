@@ -21,8 +21,6 @@ from serving import running_server, wait_for
 
 from imgclf_nb.example import LABELS, draw_example
 
-pytestmark = pytest.mark.hostile   # not in the usual run until all of them pass
-
 PHOTO = save(draw_example(1, seed=3), "JPEG")   # of the sea
 MORE_MB, PATIENCE_MS = 300, 200                 # what a bad request may cost: memory, and time of others
 
@@ -466,8 +464,8 @@ def test_uploads_of_gradio(server, watch):
         if status == 200:
             for stored in json.loads(body):
                 assert Path(stored).resolve().is_relative_to(server.uploads.resolve()), stored
-        elif status != 400 or body[:1] == b"{":
-            check_message(json.loads(body)["detail"])
+        else:   # Gradio itself answers some of them in plain text
+            check_message(json.loads(body)["detail"] if body[:1] == b"{" else body.decode())
     assert not list(Path("/tmp").glob("evil*")) and not Path("/etc/evil.jpg").exists()
 
 

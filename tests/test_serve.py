@@ -170,7 +170,7 @@ def test_sigterm_under_load_loses_no_accepted_request(tmp_path, photo):
 def listen(url):
     """What an open page does: hold Gradio's heartbeat open."""
     try:
-        with httpx.stream("GET", url + "/gradio_api/heartbeat/abc123", timeout=None) as reply:
+        with httpx.stream("GET", url + "/gradio_api/heartbeat/7bbb2c8c-accc-4b7e", timeout=None) as reply:
             for _ in reply.iter_raw():
                 pass
     except httpx.HTTPError:
