@@ -93,28 +93,30 @@ class _Engine:
         for other in others: _add_lone_lane(self, other.create_infer_request())
 
     @contextmanager
-    def _borrow(self):
+    def _borrow(self, alone: bool):
         "Take an infer request out of a queue, and put it back."
-        alone = self._requests.qsize() == self.streams and not self._lone.empty()
+        alone &= self._requests.qsize() == self.streams and not self._lone.empty()
         lane = self._lone if alone else self._requests
         request = lane.get()
         try: yield request
         finally: lane.put(request)
 
-    def _run_one(self, pixels: np.ndarray, into: dict, row: int) -> None:
+    def _run_one(self, pixels: np.ndarray, into: dict, row: int, alone: bool = False) -> None:
         "Compute one picture and copy its outputs, which the next user of the request overwrites."
-        with self._borrow() as request:
+        with self._borrow(alone) as request:
             request.infer({0: pixels}, share_inputs=True)
             for name, values in into.items(): values[row] = request.get_tensor(name).data[0]
 
     def run(self,
         pixels: np.ndarray,     # uint8 RGB, shape [N,S,S,3] with S = `info.image_size_px`
+        *,
+        alone: bool = True,     # Whether no other picture waits: all cores may work on this one
     ) -> dict[str, np.ndarray]: # float32: probabilities [N,C], features [N,D], evidence [N,C,h,w]
         "Run the network on N pictures; raises `PredictError` if they have another shape or type."
-        return _run_all(self, pixels)
+        return _run_all(self, pixels, alone)
 
 # %% ../nbs/07_predict.ipynb #db80b7a8
-def _run_all(engine: _Engine, pixels: np.ndarray) -> dict[str, np.ndarray]:
+def _run_all(engine: _Engine, pixels: np.ndarray, alone: bool) -> dict[str, np.ndarray]:
     "Run each picture by itself, as many at once as there are streams."
     side = engine.info.image_size_px
     pixels = np.asarray(pixels)
@@ -125,7 +127,7 @@ def _run_all(engine: _Engine, pixels: np.ndarray) -> dict[str, np.ndarray]:
     outputs = {name: np.empty((len(pixels), *shape), np.float32)
                for name, shape in engine._shapes.items()}
     run_row = lambda row: engine._run_one(pixels[row:row + 1], outputs, row)
-    if len(pixels) == 1: run_row(0)
+    if len(pixels) == 1: engine._run_one(pixels, outputs, 0, alone)
     else:
         with ThreadPoolExecutor(engine.streams) as pool: list(pool.map(run_row, range(len(pixels))))
     return outputs

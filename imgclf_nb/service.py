@@ -72,7 +72,8 @@ async def _answer_one(service: Service, source, top_k: int) -> Answer:
         return service.predictor.decode(source, light_only=light_only), began, clock()
     def compute():
         began = clock()
-        return service.predictor.run(pixels[None]), began, clock()
+        alone = service.waiting == 1
+        return service.predictor.run(pixels[None], alone=alone), began, clock()
     pixels, began, decoded = await loop.run_in_executor(service._decoders, decode, True)
     if pixels is None:
         pixels, began, decoded = await loop.run_in_executor(service._heavy, decode, False)
