@@ -65,8 +65,9 @@ class _Body:
         if length.isdigit() and int(length) > self.most: raise self._too_large()
 
     def _too_large(self) -> Refusal:
-        return Refusal(413, f"the request is larger than {self.most / 1e6:g} MB; "
-                            "send less at a time", "too large", {"Connection": "close"})
+        return Refusal(413, f"the request is larger than {self.most / 1e6:g} MB; make the picture "
+                            "smaller, or send fewer at a time", "too large",
+                       {"Connection": "close"})
 
     def _too_many(self) -> Refusal:
         return Refusal(413, f"the form has too many parts; the maximum is {self.most_parts - 8} "

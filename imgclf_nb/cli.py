@@ -23,12 +23,12 @@ _WHERE = ["name", "data_dir", "seed"]
 _PICTURES = ["workers", "max_megapixels"]
 _PREPARE = [*_WHERE, "top_n", "val_share", "test_share", "max_archive_gb", "image_size_px", "fit",
             *_PICTURES, "max_file_mb"]
-_TRAIN = [*_WHERE, "model_dir", "results_dir", "image_size_px", "fit", *_PICTURES, "arch",
-          "weights", "batch_size", "head_epochs", "fine_tune_epochs", "fine_tune_stages",
-          "head_lr", "fine_tune_lr", "find_lr", "balance", "mixup", "label_smoothing", "flip",
-          "resume", "precision"]
+_TRAIN = [*_WHERE, "model_dir", "results_dir", "image_size_px", "fit", *_PICTURES, "cache_gb",
+          "arch", "weights", "recipe", "views", "batch_size", "head_epochs", "fine_tune_epochs",
+          "fine_tune_stages", "head_lr", "fine_tune_lr", "find_lr", "balance", "mixup",
+          "label_smoothing", "flip", "resume", "precision"]
 _EVALUATE = [*_WHERE, "model_dir", "results_dir", *_PICTURES, "precision"]
-_EXPORT = [*_WHERE, "model_dir", *_PICTURES, "precision"]
+_EXPORT = [*_WHERE, "model_dir", *_PICTURES, "cache_gb", "precision"]
 _PREDICT = ["model_dir", "top_k", "format", *_PICTURES, "precision"]
 _SERVE = ["model_dir", "results_dir", "data_dir", "workers", "max_megapixels", "precision", "host",
           "port", "api_key", "rate_limit", "max_upload_mb", "max_request_mb", "max_files",

@@ -18,10 +18,10 @@ from torch import nn
 from .backbones import LinearHead
 from .bundle import Bundle, BundleError, BundleInfo, write_bundle
 from .data import find_data, fingerprint_data, read_manifest
-from .loaders import cache_pixels
+from .loaders import Pixels, cache_pixels
 from .predict import Predictor
 from .settings import Settings
-from .train import train_model
+from .recipes import train_model
 
 # %% ../nbs/07a_export.ipynb #02dab89e
 class ServedModel(nn.Module):
@@ -81,23 +81,28 @@ def compare_answers(
     return {"same_top1": round(same, 4), "largest_difference": round(largest, 4)}
 
 # %% ../nbs/07a_export.ipynb #bad9ced8
-def _answer(model: ServedModel, pixels: np.ndarray) -> np.ndarray:
-    "Probabilities [N, C] of the network itself for pixels [N, S, S, 3]."
+def _answer(model: ServedModel, pixels, rows: np.ndarray) -> np.ndarray:
+    "Probabilities [N, C] of the network itself for some rows of pixels [M, S, S, 3]."
     device = next(model.parameters()).device
-    batches = (torch.from_numpy(np.array(pixels[k:k + 32])) for k in range(0, len(pixels), 32))
+    batches = (torch.from_numpy(np.array(pixels[rows[k:k + 32]])) for k in range(0, len(rows), 32))
     with torch.inference_mode():
         return np.concatenate([model(batch.to(device))[0].cpu().numpy() for batch in batches])
+
+def _answer_served(predictor: Predictor, pixels, rows: np.ndarray) -> np.ndarray:
+    "The same of a bundle, with few pictures in memory at a time."
+    return np.concatenate([predictor.run(pixels[rows[k:k + 256]])["probabilities"]
+                           for k in range(0, len(rows), 256)])
 
 # %% ../nbs/07a_export.ipynb #727c74e3
 def _prove(
     trial: Bundle,      # The bundle on trial, in a temporary folder
     ours: np.ndarray,   # Probabilities of the network, [N, C]
-    pixels: np.ndarray, # The validation images, [N, S, S, 3]
+    images: tuple,      # Pixels of the data set, and the rows of the N validation images
     precision: str,     # As asked for: `auto`, `f32` or `bf16`
 ) -> tuple[str, dict, np.ndarray]:
     "The precision in which the bundle agrees with the network, how well it does, and its answers."
     def answer(precision):
-        return Predictor(trial.path, precision=precision).run(pixels)["probabilities"]
+        return _answer_served(Predictor(trial.path, precision=precision), *images)
     theirs = answer(precision)
     try: return "f32" if precision == "f32" else "auto", compare_answers(ours, theirs), theirs
     except BundleError:
@@ -122,22 +127,21 @@ def _describe(settings: Settings, manifest: pd.DataFrame, name: str) -> dict:
 def export_bundle(
     model: nn.Module,       # Sequential of body and `LinearHead`, as the learner holds it
     manifest: pd.DataFrame, # The data set
-    pixels: np.ndarray,     # uint8 [N, S, S, 3], row for row as in the manifest
+    pixels: Pixels | np.ndarray, # uint8 [N, S, S, 3], row for row as in the manifest
     *,
     settings: Settings,     # Resolved
     name: str,              # Name of the data set
 ) -> Bundle:                # The bundle in `model_dir/bundle`
     "Write the bundle if it answers the validation images as the network; raises `BundleError`."
     rows = np.flatnonzero(manifest.split == "val")
-    validation = pixels[rows]
     served = ServedModel(model[0], model[1]).cpu().eval()
     info = BundleInfo(**_describe(settings, manifest, name))
     with tempfile.TemporaryDirectory() as temporary:
         temporary = Path(temporary)
         file = write_onnx(served, temporary/"model.onnx", size_px=settings.image_size_px)
         trial = write_bundle(temporary/"bundle", info, model_file=file)
-        ours = _answer(served, validation)
-        precision, metrics, theirs = _prove(trial, ours, validation, settings.precision)
+        ours = _answer(served, pixels, rows)
+        precision, metrics, theirs = _prove(trial, ours, (pixels, rows), settings.precision)
         truth = manifest.label.iloc[rows].map(info.labels.index).to_numpy()
         accuracy = round(float((theirs.argmax(1) == truth).mean()), 4)
         info = info.model_copy(update={"precision": precision,

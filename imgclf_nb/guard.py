@@ -76,7 +76,7 @@ class RateLimit:
     def __init__(self,
         rate: str | None, # Number, slash and unit of time
     ):
-        self.rate = parse(rate) if rate else None
+        self.text, self.rate = rate, parse(rate) if rate else None
         self.window = MovingWindowRateLimiter(MemoryStorage())
 
     def check(self,
@@ -87,7 +87,7 @@ class RateLimit:
         if self.rate is None or self.window.hit(self.rate, client): return
         reset = self.window.get_window_stats(self.rate, client).reset_time   # seconds since 1970
         wait = max(1, round(reset - time.time()))
-        raise Refusal(429, f"more than {self.rate}; try again in {wait} s", "rate",
+        raise Refusal(429, f"more than {self.text}; try again in {wait} s", "rate",
                       {"Retry-After": str(wait)})
 
 # %% ../nbs/09c_guard.ipynb #798efe3b

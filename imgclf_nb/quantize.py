@@ -17,8 +17,9 @@ import pandas as pd
 from .archives import DataError
 from .bundle import Bundle, BundleError, BundleInfo, read_bundle, write_bundle
 from .data import find_data, fingerprint_data, read_manifest
+from .export import _answer_served
 from .files import replace_folder
-from .loaders import cache_pixels
+from .loaders import Pixels, cache_pixels
 from .predict import Predictor
 from .settings import Settings
 from .sources import name_source
@@ -146,7 +147,7 @@ def restore_float(
     return read_bundle(target)
 
 # %% ../nbs/07b_quantize.ipynb #966fb647
-def _load_data(info: BundleInfo, settings: Settings) -> tuple[pd.DataFrame, np.ndarray]:
+def _load_data(info: BundleInfo, settings: Settings) -> tuple[pd.DataFrame, Pixels]:
     "Manifest and pixels of the data set that a bundle was trained on; raises `BundleError`."
     known, given = info.data.get("name", "other data"), name_source(settings)
     try: data = find_data(settings)
@@ -163,12 +164,13 @@ def _load_data(info: BundleInfo, settings: Settings) -> tuple[pd.DataFrame, np.n
     return manifest, cache_pixels(manifest, data, settings=fitting)
 
 # %% ../nbs/07b_quantize.ipynb #226b5073
-def _prove(source: Bundle, trial: Bundle, pixels: np.ndarray, truth: np.ndarray) -> dict:
+def _prove(source: Bundle, trial: Bundle, images: tuple, truth: np.ndarray) -> dict:
     "Metrics of the int8 bundle, and what it gains; raises `BundleError` if it decides differently."
+    pixels, rows = images   # of the data set; the validation images
     predictors = [Predictor(source.path), Predictor(trial.path)]
-    ours, theirs = (predictor.run(pixels)["probabilities"] for predictor in predictors)
+    ours, theirs = (_answer_served(predictor, *images) for predictor in predictors)
     metrics = compare_int8(ours, theirs, truth=truth)
-    speeds = measure_speed(predictors, pixels)
+    speeds = measure_speed(predictors, pixels[rows[:64]])
     return dict(**metrics, float_precision=predictors[0].precision,
                 float_images_per_s=speeds[0], images_per_s=speeds[1],
                 float_bytes=source.model_file.stat().st_size,
@@ -192,7 +194,7 @@ def quantize_bundle(
         info = source.info.model_copy(update={
             "precision": "int8", "versions": {**source.info.versions, "nncf": version("nncf")}})
         trial = write_bundle(Path(temporary)/"bundle", info, model_file=file)
-        gain = _prove(source, trial, pixels[val], truth)
+        gain = _prove(source, trial, (pixels, val), truth)
         scores = {name: gain[name] for name in ("accuracy", "float_accuracy", "same_top1")}
         info = info.model_copy(update={"metrics": scores})
         if source.path.name == "bundle":

@@ -95,6 +95,9 @@ class _DataSettings(_Base):
     max_megapixels: float = Field(25, gt=0, le=178, description=
         "Refuse larger pictures, in millions of pixels (Pillow itself stops at 178)")
     max_file_mb: float = Field(50, gt=0, description="Refuse larger image files, in MB")
+    cache_gb: float = Field(20, ge=0, description=
+        "Disk that a data set's decoded pictures may take, in GB; those beyond it are decoded "
+        "whenever they are needed, with 0 all of them")
 
 # %% ../nbs/00_settings.ipynb #31c4dbc5
 class _TrainSettings(_DataSettings):
@@ -104,16 +107,23 @@ class _TrainSettings(_DataSettings):
         "(resnet50; digits: efficientnet_lite0)")
     weights: Path | None = Field(None, description=
         "File with the backbone's weights (.pth or .safetensors) instead of a download")
+    recipe: Literal["fast", "fastai"] | None = Field(None, description=
+        "How to train: fast (frozen stages run once, the head is solved, the top stages follow "
+        "unless the head is 99 % right) or fastai (every picture through the whole network in "
+        "every epoch, as fine_tune does); fast, but fastai for digits, which are no photographs")
+    views: int = Field(4, ge=1, le=64, description=
+        "Views of each training picture that the fast recipe keeps, the plain one included")
     batch_size: int = Field(32, ge=2, le=1024, description="Images per training step")
     head_epochs: int | None = Field(None, ge=1, le=1000, description=
         "Passes over the data for the head, backbone frozen (3; digits: 2)")
     fine_tune_epochs: int | None = Field(None, ge=0, le=1000, description=
-        "Passes for head and top stages together (3; digits: 6)")
-    fine_tune_stages: int = Field(2, ge=1, le=20, description=
-        "How many of the backbone's top stages the second phase trains")
+        "Passes for head and top stages together (fast: 4 at the most; fastai: 3; digits: 6)")
+    fine_tune_stages: int | None = Field(None, ge=1, le=20, description=
+        "How many of the backbone's top stages the second phase trains (fast: 1; fastai: 2)")
     head_lr: float = Field(3e-3, gt=0, le=1, description="Highest learning rate of the head phase")
     fine_tune_lr: float | None = Field(None, gt=0, le=1, description=
-        "Highest learning rate of the second phase, at the head (2e-4; digits: 2e-3)")
+        "Highest learning rate of the second phase, at the head (fast: 1e-4; fastai: 2e-4; "
+        "digits: 2e-3)")
     find_lr: bool = Field(False, description=
         "Run the learning-rate finder first, plot it, and use its suggestion for the head")
     balance: Literal["none", "weights", "sampler"] = Field("none", description=
@@ -188,11 +198,12 @@ def check_environment(
                                 f"see .env.example for all names")
 
 # %% ../nbs/00_settings.ipynb #9256611d
-_PHOTOGRAPHS = dict(arch="resnet50", image_size_px=224, flip=True, head_epochs=3,
-                    fine_tune_epochs=3, fine_tune_lr=2e-4)
+_PHOTOGRAPHS = dict(arch="resnet50", image_size_px=224, flip=True, recipe="fast", head_epochs=3)
+_BY_RECIPE = {"fast": dict(fine_tune_stages=1, fine_tune_epochs=4, fine_tune_lr=1e-4),
+              "fastai": dict(fine_tune_stages=2, fine_tune_epochs=3, fine_tune_lr=2e-4)}
 _BY_SOURCE = {
-    "digits": dict(arch="efficientnet_lite0", image_size_px=64, flip=False, head_epochs=2,
-                   fine_tune_epochs=6, fine_tune_lr=2e-3),
+    "digits": dict(arch="efficientnet_lite0", image_size_px=64, flip=False, recipe="fastai",
+                   head_epochs=2, fine_tune_epochs=6, fine_tune_lr=2e-3),
     "caltech101": dict(top_n=10),
 }
 
@@ -201,6 +212,7 @@ def _resolve(
 ) -> "Settings": # A copy in which only `name`, `weights` and `top_n` may still be `None`
     "Fill each setting that is `None` with what suits `source`."
     fitting = {**_PHOTOGRAPHS, **_BY_SOURCE.get(self.source, {})}
+    fitting = {**_BY_RECIPE[self.recipe or fitting["recipe"]], **fitting}
     return self.model_copy(update={k: v for k, v in fitting.items() if getattr(self, k) is None})
 
 Settings.resolve = _resolve

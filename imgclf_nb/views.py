@@ -88,10 +88,14 @@ def draw_heat(
 
 # %% ../nbs/09e_views.ipynb #c5030861
 def show_answer(
-    prediction: Prediction, # The answer
-    least: float = 0.0,     # Probability below which an answer is called unsure, 0 to 1
-) -> str:                   # HTML
+    prediction: Prediction | Exception, # The answer, or why there is none
+    least: float = 0.0, # Probability below which an answer is called unsure, 0 to 1
+) -> str:               # HTML
     "Show an answer as bars, and say so if the model is unsure."
+    if isinstance(prediction, Exception):
+        why = escape(str(prediction))
+        return ('<div class="answer waiting" role="status"><p class="verdict">No answer</p>'
+                f'<p class="unsure">{why[:1].upper()}{why[1:]}</p></div>')
     rows = "".join(
         f'<li><span class="name">{escape(label)}</span><span class="percent">{share:.1%}</span>'
         f'<span class="bar"><i style="width:{100 * share:.2f}%"></i></span></li>'
@@ -162,16 +166,17 @@ def _read_scores(file: Path, predictor: Predictor) -> dict:
 # %% ../nbs/09e_views.ipynb #1fa0bf38
 def _show_matrix(matrix: list, labels: list) -> str:
     "The confusion matrix as a table with coloured cells."
-    heads = "".join(f"<th><span>{escape(label)}</span></th>" for label in labels)
+    heads = "".join(f'<th title="{name}"><span>{name}</span></th>' for name in map(escape, labels))
     def cell(n, share, kind):
         if not n: return "<td></td>"
         dark = " dark" if share > 0.55 else ""
         return f'<td class="{kind}{dark}" style="--s:{share:.2f}">{n}</td>'
     body = "".join(
-        f"<tr><th>{escape(label)}</th>" + "".join(
+        f"<tr><th><span>{escape(label)}</span></th>" + "".join(
             cell(n, n / max(sum(row), 1), "hit" if i == j else "miss") for j, n in enumerate(row))
         + "</tr>" for i, (label, row) in enumerate(zip(labels, matrix)))
-    return ('<div class="scroll"><table class="matrix"><thead><tr><td>truth \\ answer</td>'
+    kind = "matrix short" if max(map(len, labels), default=0) < 4 else "matrix"   # upright heads
+    return (f'<div class="scroll"><table class="{kind}"><thead><tr><td>truth \\ answer</td>'
             f"{heads}</tr></thead><tbody>{body}</tbody></table></div>")
 
 def _show_pairs(matrix: list, labels: list, most: int = 10) -> str:

@@ -1,6 +1,7 @@
 """The page in a real browser, and its `predict` endpoint through gradio_client and requests made by hand."""
 import csv
 import json
+import os
 import re
 from io import BytesIO
 from pathlib import Path
@@ -69,13 +70,15 @@ def client(server):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(tmp_path_factory):
     program = Path("/usr/bin/chromium")
     if not program.exists():
         pytest.skip("no chromium: install Debian's package chromium")
     api = pytest.importorskip("playwright.sync_api", reason="playwright is a package for developers")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(program), args=FLAGS)
+        home = tmp_path_factory.mktemp("home")   # or it leaves its settings in that of the user
+        browser = playwright.chromium.launch(executable_path=str(program), args=FLAGS,
+                                             env={**os.environ, "HOME": str(home), "XDG_CONFIG_HOME": str(home)})
         yield browser
         browser.close()
 
@@ -153,9 +156,12 @@ def test_doubt_is_said(visit, folder):
 
 def test_what_is_no_photograph_is_told(visit, folder):
     page = visit()
+    upload(page, folder / "red.jpg")
+    page.wait_for_selector("#answer .bars")
     upload(page, folder / "broken.jpg")
-    page.wait_for_selector("[data-testid=toast-body]")
-    assert re.search("not a readable image|damaged", page.inner_text("[data-testid=toast-body]"))
+    page.wait_for_selector("#answer .verdict:has-text('No answer')")   # in place of that for the photograph before
+    assert re.search("(?i)not a readable image|damaged", page.inner_text("#answer"))
+    page.wait_for_selector("#heat img", state="detached")
     upload(page, folder / "notes.txt")
     page.wait_for_selector("[data-testid=toast-body]:has-text('notes.txt')")
 
@@ -219,7 +225,7 @@ def test_a_correction_is_stored_once_and_moved(visit, folder):
     assert (folder / "wrong" / stored()[0]).read_bytes() == (folder / "red.jpg").read_bytes()
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, 768, 1000, 1280])
 def test_readable_everywhere(visit, folder, width):
     backgrounds = set()
     for theme in ("light", "dark"):
@@ -228,6 +234,7 @@ def test_readable_everywhere(visit, folder, width):
         upload(page, folder / "red.jpg")
         page.wait_for_selector("#answer .bars")
         wait_for_picture(page, "#heat img")
+        assert page.locator("#answer .verdict").bounding_box()["y"] < 800   # without scrolling
         for tab in ("Photograph", "Several", "Scores"):
             page.get_by_role("tab", name=tab).click()
             if tab == "Scores":
