@@ -193,26 +193,28 @@ def _solve(run: FastRun, checkpoint: Checkpoint) -> None:
     run.learner.model[1].linear.load_state_dict(layer.state_dict())
     _begin(checkpoint, run.model, reached, time.perf_counter() - began)
 
-def _make_part(run: FastRun) -> Learner:
-    "A learner for the upper stages and the head, fed with activations."
+def _make_part(run: FastRun) -> tuple[Learner, Path]:
+    "A learner for the upper stages and the head, and the file of activations that feeds it."
     settings, (lower, upper) = run.settings, run.parts
     places = _Activations(run.rows, settings, 2 * run.cut.numel())
     file = run.name("activations", run.n_top, places.views, len(places), settings.seed, settings.flip)
     activations = _store_activations(run, places, file)
-    part = dataclasses.replace(run.backbone, body=upper, stages=run.backbone.stages[-run.n_top:])
-    def split(model): return [*_group_parameters(part), list(model[1].parameters())]
-    return Learner(_make_part_loaders(activations, places, run.labels, settings), run.model,
+    top = dataclasses.replace(run.backbone, body=upper, stages=run.backbone.stages[-run.n_top:])
+    def split(model): return [*_group_parameters(top), list(model[1].parameters())]
+    part = Learner(_make_part_loaders(activations, places, run.labels, settings), run.model,
                    loss_func=run.learner.loss_func, metrics=accuracy,
                    splitter=split, cbs=[_FrozenStatistics(), _Bfloat16(channels_last=False)])
+    return part, file
 
 # %% ../nbs/05a_fast.ipynb #f9e608a6
 def _fine_tune(run: FastRun, checkpoint: Checkpoint) -> None:
     "The second phase; where there is no cut, it is that of the other recipe."
-    settings, part = run.settings, _make_part(run) if run.parts else run.learner
+    settings, (part, file) = run.settings, _make_part(run) if run.parts else (run.learner, None)
     callbacks = [_Patience(), *run.callbacks, *([MixUp(settings.mixup)] if settings.mixup else [])]
     rates = slice(settings.fine_tune_lr / 10, settings.fine_tune_lr)
     with part.no_bar(), part.no_logging(), part.added_cbs(callbacks):
         fit_phase(part, checkpoint, settings.fine_tune_epochs, depth=-1 - run.n_top, rate=rates)
+    if file: file.unlink()   # it is large, and of use to an interrupted training only
 
 # %% ../nbs/05a_fast.ipynb #a68ed58c
 _GOOD = 0.99   # share of the validation pictures

@@ -1,0 +1,91 @@
+"""The fast recipe from the command line: the same files as the other, less work, the same end after a kill."""
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from imgclf_nb.bundle import read_bundle
+from imgclf_nb.predict import Predictor
+
+OPTIONS = ["--arch", "efficientnet_lite0", "--image-size-px", "64", "--recipe", "fast"]
+
+
+@pytest.fixture
+def shapes(tmp_path):
+    """A folder with two classes, fine and coarse stripes, of which some lie in the wrong folder: no head is 99 % right."""
+    random = np.random.default_rng(0)
+    for label, period in (("coarse", 7), ("fine", 5)):
+        (folder := tmp_path / "shapes" / label).mkdir(parents=True)
+        for k in range(40):
+            wave = 12 - period if random.random() < 0.2 else period
+            stripes = 40 * np.sin(2 * np.pi * (np.arange(64) + random.uniform(0, 9)) / wave)[None, :, None]
+            pixels = 128 + stripes + random.normal(0, 60, (64, 64, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{k}.png")
+    return tmp_path / "shapes"
+
+
+def run(folder, *words):
+    """Run `imgclf` in a folder and expect success."""
+    done = subprocess.run([Path(sys.executable).parent / "imgclf", *map(str, words)], cwd=folder, text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def read_history(folder):
+    return pd.read_csv(folder / "results" / "history.csv").drop(columns="seconds")
+
+
+def test_it_leaves_what_the_other_recipe_leaves(tmp_path, shapes):
+    run(tmp_path, "run", shapes, *OPTIONS, "--fine-tune-epochs", "2")
+    history = read_history(tmp_path)
+    assert history.phase[0] == "head" and len(history) <= 3
+    bundle = read_bundle(tmp_path / "model" / "bundle")
+    assert bundle.info.metrics["same_top1"] >= 0.995 and bundle.info.labels == ["coarse", "fine"]
+    metrics = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    assert metrics["n_test"] == 12
+    torch.load(tmp_path / "model" / "efficientnet_lite0_finetuned.pth", weights_only=True)
+    assert Predictor(bundle.path).predict(next(shapes.rglob("*.png"))).label in ("coarse", "fine")
+    assert not list((tmp_path / "data").rglob("*-activations.npy")), "what only an interrupted training needs is left behind"
+
+
+def test_the_weights_it_writes_are_those_it_serves(tmp_path, shapes):
+    """Without the exchange of layers for the training: plain convolutions in the library's own names."""
+    run(tmp_path, "run", shapes, *OPTIONS, "--fine-tune-epochs", "1", "--fine-tune-stages", "2")
+    state = torch.load(tmp_path / "model" / "efficientnet_lite0_finetuned.pth", weights_only=True)
+    assert not [name for name in state if ".conv.weight" in name or "patterns" in name]
+    run(tmp_path, "run", shapes, *OPTIONS, "--fine-tune-epochs", "1", "--weights", tmp_path / "model" / "efficientnet_lite0_finetuned.pth")
+
+
+def test_a_killed_training_goes_on(tmp_path, shapes):
+    """Killed after the head and after an epoch: the history is that of an undisturbed training."""
+    options = [*OPTIONS, "--fine-tune-epochs", "3", "--views", "2"]
+    for name in ("straight", "killed"):
+        (tmp_path / name).mkdir()
+        run(tmp_path / name, "prepare", shapes, "--image-size-px", "64")
+    run(tmp_path / "straight", "train", shapes, *options)
+    assert len(read_history(tmp_path / "straight")) > 2
+    folder, checkpoint = tmp_path / "killed", tmp_path / "killed" / "model" / "checkpoint.pth"
+    for epochs in (1, 2):
+        process = subprocess.Popen([Path(sys.executable).parent / "imgclf", "train", str(shapes), *options, "--resume"], cwd=folder,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (not checkpoint.exists() or len(torch.load(checkpoint, weights_only=True)["history"]) < epochs):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(torch.load(checkpoint, weights_only=True)["history"]) < 4
+    run(folder, "train", shapes, *options, "--resume")
+    pd.testing.assert_frame_equal(read_history(folder), read_history(tmp_path / "straight"), atol=1e-5, rtol=0)
+
+
+def test_no_room_means_fewer_pictures_not_no_training(tmp_path, shapes):
+    run(tmp_path, "prepare", shapes, "--image-size-px", "64")
+    run(tmp_path, "train", shapes, *OPTIONS, "--fine-tune-epochs", "1", "--cache-gb", "0.0001")
+    assert read_history(tmp_path).phase.tolist() == ["head", "fine-tune"]
