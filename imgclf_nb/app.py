@@ -6,7 +6,8 @@
 __all__ = ['sweep_uploads', 'make_app', 'serve', 'make_app_from_environment']
 
 # %% ../nbs/09i_app.ipynb #2ab81819
-import asyncio, ctypes, logging, logging.config, os, shutil, signal, socket, sys, tempfile, time, warnings
+import asyncio, ctypes, logging, logging.config, os, shutil, signal, socket, sys, tempfile, time
+import warnings
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 

@@ -126,7 +126,7 @@ def load_backbone(
 
 # %% ../nbs/04_backbones.ipynb #3e7b8d94
 def _list_blocks(body: nn.Module) -> list[nn.Module]:
-    "The blocks of a body in the order in which they were made, opened as far as they are plain chains."
+    "The blocks of a body in the order in which they were made; plain chains are opened."
     skipped = ("global_pool", "classifier", "head", "head_drop", "fc")
     blocks, waiting = [], [body]
     while waiting:

@@ -48,7 +48,7 @@ class _Store:
         self.small, self.held = self.most // (4 * settings.max_waiting), 0
 
     def take(self, count: int, more: int) -> bool:
-        "Count `more` bytes for a body of `count`; whether there was room, as there is for small ones."
+        "Count `more` bytes for a body of `count`; whether there is room, as for small ones."
         self.held += more
         return self.held <= self.most or count <= self.small
 

@@ -150,7 +150,8 @@ def _begin(checkpoint: Checkpoint, model: nn.Module, reached: dict, seconds: flo
     checkpoint.best = {"loss": reached["valid_loss"], "epoch": 1, "model": state}
     checkpoint.save(model=state)
     print(f"     head       training loss {row['train_loss']:.3f}   validation loss "
-          f"{row['valid_loss']:.3f}, accuracy {row['valid_accuracy']:.1%}", file=sys.stderr, flush=True)
+          f"{row['valid_loss']:.3f}, accuracy {row['valid_accuracy']:.1%}",
+          file=sys.stderr, flush=True)
 
 # %% ../nbs/05a_fast.ipynb #8619d6f9
 @dataclasses.dataclass
@@ -175,8 +176,11 @@ class FastRun:
         if self.parts:
             with torch.no_grad(): self.cut = self.parts[0](torch.zeros(1, 3, size_px, size_px))
 
-    def name(self, kind: str, *choices) -> Path:
-        "The file for what the network makes of these pictures."
+    def name(self,
+        kind: str, # `features` or `activations`
+        *choices,  # What else they depend on
+    ) -> Path:     # A file in `folder`
+        "Name the file for what the network makes of these pictures."
         what = self.settings.image_size_px, self.settings.fit, *choices
         return self.folder/f"{_name_file(self.backbone, self.manifest, kind, *what)}-{kind}.npy"
 
@@ -197,7 +201,8 @@ def _make_part(run: FastRun) -> tuple[Learner, Path]:
     "A learner for the upper stages and the head, and the file of activations that feeds it."
     settings, (lower, upper) = run.settings, run.parts
     places = _Activations(run.rows, settings, 2 * run.cut.numel())
-    file = run.name("activations", run.n_top, places.views, len(places), settings.seed, settings.flip)
+    file = run.name("activations", run.n_top, places.views, len(places), settings.seed,
+                    settings.flip)
     activations = _store_activations(run, places, file)
     top = dataclasses.replace(run.backbone, body=upper, stages=run.backbone.stages[-run.n_top:])
     def split(model): return [*_group_parameters(top), list(model[1].parameters())]

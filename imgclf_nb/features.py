@@ -55,12 +55,12 @@ _BATCH = 16
 def run_frozen(
     net: nn.Module, # float32 images [N, 3, S, S] in 0 to 1 -> maps [N, D, h, w]
     count: int,     # How many pictures
-    read,           # Function: an array of numbers below `count` -> their pixels, uint8 [B, S, S, 3]
+    read,           # Function: numbers below `count`, [B] -> their pixels, uint8 [B, S, S, 3]
     *,
     sink,           # Function that is handed each batch: numbers, float array [B, ...]
     pool: bool,     # Average the maps over their places
 ) -> None:
-    "Run a network that does not learn over many pictures, in the fastest way that this machine has."
+    "Run a network that does not learn over many pictures, as fast as this machine can."
     net = _FromBytes(net, pool).eval()
     numbers = [np.arange(k, min(k + _BATCH, count)) for k in range(0, count, _BATCH)]
     def keep(number, values): sink(numbers[number], values[:len(numbers[number])])
@@ -128,7 +128,8 @@ def write_rows(
     "Write rows of float16 in any order."
     with write_atomic(path) as partial:
         with open(partial, "wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+            header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
             start, row_bytes = file.tell(), 2 * int(np.prod(shape[1:]))
             file.truncate(start + shape[0] * row_bytes)
             def sink(numbers, values):

@@ -171,7 +171,8 @@ def _reduce_large(picture: Image.Image, size_px: int, fit: str) -> Image.Image:
     if fit != "squish": sides = [(min if fit == "crop" else max)(sides)] * 2
     x, y = (max(1, side // (2 * size_px)) for side in sides)
     width, height = picture.size
-    small, extremes, top = Image.new("RGB", (-(-width // x), -(-height // y))), _find_range(picture), 0
+    small = Image.new("RGB", (-(-width // x), -(-height // y)))
+    extremes, top = _find_range(picture), 0
     for strip in _cut_strips(picture, y):
         part = _convert(strip, extremes).reduce((x, y))
         small.paste(part, (0, top))
