@@ -6,9 +6,9 @@
 __all__ = ['sweep_uploads', 'make_app', 'serve', 'make_app_from_environment']
 
 # %% ../nbs/09i_app.ipynb #2ab81819
-import asyncio, ctypes, logging, logging.config, os, shutil, signal, socket, sys, tempfile, time
-import warnings
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+import asyncio, ctypes, logging, logging.config, os, shutil, signal, socket, struct, sys, tempfile
+import time, warnings
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import uvicorn
@@ -133,13 +133,24 @@ class _Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
 # %% ../nbs/09i_app.ipynb #f928fb45
-def _accept_all(listening: socket.socket) -> list[socket.socket]:
-    "The connections that wait to be accepted."
+def _close_door(listening: socket.socket) -> None:
+    "Leave every knock unanswered, by a filter that passes no packet; on Linux only."
+    nothing = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))   # BPF: return 0
+    program = struct.pack("HP", 1, ctypes.addressof(nothing))
+    attach_filter = 26   # SO_ATTACH_FILTER, see socket(7)
+    if sys.platform == "linux": listening.setsockopt(socket.SOL_SOCKET, attach_filter, program)
+
+def _accept_last(listening: socket.socket) -> list[socket.socket]:
+    "Let no further connection come, and give those that wait to be accepted."
+    with suppress(OSError): _close_door(listening)
     connections = []
-    while True:
-        try: connections.append(listening.accept()[0])
-        except OSError: return connections   # no more
-        connections[-1].setblocking(False)
+    try:
+        while True:
+            connections.append(listening.accept()[0])
+            connections[-1].setblocking(False)
+    except OSError: pass   # no more
+    with suppress(OSError): listening.shutdown(socket.SHUT_RDWR)   # at once, unlike uvloop's close
+    return connections
 
 class _Server(uvicorn.Server):
     "A uvicorn server that answers what it has accepted, and ends with exit code 0."
@@ -163,7 +174,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets=None):
         guard, loop = self.config.app, asyncio.get_running_loop()
         guard.draining = True
-        late = [connection for listening in sockets for connection in _accept_all(listening)]
+        late = [connection for listening in sockets for connection in _accept_last(listening)]
         for listening in [*self.servers, *sockets]: listening.close()
         for connection in late:
             await loop.connect_accepted_socket(self.make_protocol, connection)
