@@ -154,7 +154,7 @@ def _accept_last(listening: socket.socket) -> list[socket.socket]:
 
 class _Server(uvicorn.Server):
     "A uvicorn server that answers what it has accepted, and ends with exit code 0."
-    stopped = False
+    stopped = hands_over = False   # hands_over: another server goes on with the same socket
     @contextmanager
     def capture_signals(self):
         loop = asyncio.get_running_loop()
@@ -174,7 +174,8 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets=None):
         guard, loop = self.config.app, asyncio.get_running_loop()
         guard.draining = True
-        late = [connection for listening in sockets for connection in _accept_last(listening)]
+        ends = self.stopped or not self.hands_over
+        late = [link for listening in sockets if ends for link in _accept_last(listening)]
         for listening in [*self.servers, *sockets]: listening.close()
         for connection in late:
             await loop.connect_accepted_socket(self.make_protocol, connection)
@@ -256,6 +257,7 @@ def _await_model(settings: Settings, listening: socket.socket) -> bool:
     guard = Guard(make_api(None, settings), settings, monitor=monitor)
     guard.page = None
     server = _Server(_configure(guard, settings))
+    server.hands_over = True
     async def look():
         while not path.exists(): await asyncio.sleep(1)
         server.should_exit = True
