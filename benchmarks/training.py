@@ -266,21 +266,13 @@ def imgclf(*words):
     return [str(Path(sys.executable).parent / "imgclf"), *map(str, words)]
 
 
-def knows_recipes():
-    """Whether this imgclf_nb has the option --recipe."""
-    from imgclf_nb.cli import COMMANDS
-    return "recipe" in COMMANDS["run"][1]
-
-
 def run_ours(recipe, source, folder, options, *, seed, top_n=None):
     """`imgclf run` from the source to the scored bundle; stages from what it prints and from the files it leaves."""
-    if recipe == "fast" and not knows_recipes():
-        return dict(failed="this imgclf_nb has no option --recipe yet")
     words = ["run", source, "--name", "ours", "--data-dir", folder / "data", "--model-dir", folder / "model", "--results-dir",
              folder / "results", "--arch", options.arch, "--image-size-px", options.size, "--seed", seed]
     words += ["--top-n", top_n] if top_n else []
     words += ["--weights", options.weights] if options.weights else []
-    words += ["--recipe", {"fast": "fast", "reference": "fastai"}[recipe]] if knows_recipes() else []
+    words += ["--recipe", {"fast": "fast", "reference": "fastai"}[recipe]]
     if recipe == "reference":
         words += ["--head-epochs", options.frozen, "--fine-tune-epochs", options.epochs]
     folder.mkdir()
@@ -416,8 +408,7 @@ def run_scaling(root, options, results, write):
         count, place = factor * options.base, root / "scaling"   # new pictures each time: no cache may know them
         place.mkdir()
         draw_folder(place / "photographs", count)
-        recipe = "fast" if knows_recipes() else "reference"
-        results[count] = run_ours(recipe, place / "photographs", place / "run", options, seed=options.seeds[0])
+        results[count] = run_ours("fast", place / "photographs", place / "run", options, seed=options.seeds[0])
         print(f"{count:7} photographs: {brief(results[count])}", flush=True)
         shutil.rmtree(place)
         write()
