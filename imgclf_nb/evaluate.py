@@ -6,7 +6,7 @@
 __all__ = ['EvaluationError', 'find_top_losses', 'summarize_metrics', 'evaluate']
 
 # %% ../nbs/08b_evaluate.ipynb #f6de8ff0
-import json, platform, time
+import json, os, platform, sys, time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,12 +14,17 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .data import find_data, fingerprint_data, read_manifest
-from .files import track, write_atomic
+from .bundle import update_card
+from .data import _write_table, find_data, fingerprint_data, read_manifest
+from .files import StorageError, track, write_atomic
 from .images import ImageError, load_pixels
-from .metrics import bin_confidences, compute_metrics
-from .plots import plot_confusion, plot_f1, plot_reliability, rank_confusions
+from .metrics import (_measure_ece, bin_confidences, compute_metrics, estimate_interval,
+                               undo_temperature)
+from .plots import (plot_confusion, plot_coverage, plot_f1, plot_reliability,
+                             rank_confusions)
 from .predict import Predictor
+from .probes import (answer_unknown, find_slices, measure_brightness, measure_robustness,
+                              plot_robustness, plot_slices)
 from .report import write_report
 from .settings import ImgclfError, Settings
 
@@ -44,9 +49,11 @@ def _check_fit(info, manifest: pd.DataFrame, name: str) -> None:
         raise EvaluationError(f"the data set {name} has no test images")
 
 # %% ../nbs/08b_evaluate.ipynb #72bbf1a0
-def _predict_test(predictor: Predictor, paths: list) -> np.ndarray:
-    "Probabilities for each path, [N,C]; raises `EvaluationError` for an image that can't be read."
-    probabilities = np.zeros((len(paths), len(predictor.labels)))
+_ANSWER = ["prediction", "probability", "unsure", "reason"]   # columns of predictions.csv
+
+def _predict_test(predictor: Predictor, paths: list) -> tuple[np.ndarray, pd.DataFrame]:
+    "Probabilities [N,C] and answers for each path; raises `EvaluationError` for a lost image."
+    probabilities, rows = np.zeros((len(paths), len(predictor.labels))), []
     column = {label: number for number, label in enumerate(predictor.labels)}
     answers = predictor.predict_many(paths, top_k=len(column))
     for row, answer in enumerate(track(answers, "evaluating", total=len(paths))):
@@ -56,7 +63,9 @@ def _predict_test(predictor: Predictor, paths: list) -> np.ndarray:
                                   ) from answer
         for label, probability in answer.predictions:
             probabilities[row, column[label]] = probability
-    return probabilities
+        rows.append((answer.label, answer.probability, answer.unsure,
+                     getattr(answer, "reason", None) or ""))
+    return probabilities, pd.DataFrame(rows, columns=_ANSWER)
 
 # %% ../nbs/08b_evaluate.ipynb #a8914944
 def _caption(test: pd.DataFrame, probabilities: np.ndarray, row: int, labels: list) -> tuple:
@@ -90,13 +99,58 @@ def _show_confusions(test, probabilities, labels, confusion) -> list:
                   [_caption(test, probabilities, row, labels) for row in rows]]
     return parts
 
+# %% ../nbs/08b_evaluate.ipynb #5d183f74
+def _share(right, groups) -> dict:
+    "How many images, the share of them that is right, and its interval."
+    right, groups = np.asarray(right, bool), np.asarray(groups)
+    return {"images": len(right), "accuracy": float(right.mean()) if len(right) else None,
+            "accuracy_ci95": estimate_interval(right, groups)}
+
+def _score_answered(right: np.ndarray, sure: np.ndarray, groups: np.ndarray) -> dict:
+    "How many images are answered without a warning, and how many of these rightly."
+    return {"coverage": float(sure.mean()), "coverage_ci95": estimate_interval(sure, groups),
+            **_share(right[sure], groups[sure])}
+
+def _score_unknown(predictor: Predictor, folder: Path | None) -> dict | None:
+    "The share of unknown pictures that are answered without a warning."
+    if folder is None: return None
+    accepted = ~answer_unknown(predictor, folder)["unsure"].to_numpy(bool)
+    return {"folder": folder.name, "images": len(accepted), "accepted": float(accepted.mean()),
+            "accepted_ci95": estimate_interval(accepted, np.arange(len(accepted)))}
+
+def _score_robustness(predictor: Predictor, test: pd.DataFrame) -> list:
+    "A row for each change and strength, the first without a change."
+    asked = measure_robustness(predictor, test)
+    asked["group"] = test["group"].to_numpy()[asked["row"]]
+    return [{"change": change, "unit": unit, "strength": strength,
+             **_share(rows["correct"], rows["group"]), "unsure": float(rows["unsure"].mean())}
+            for (change, unit, strength), rows
+            in asked.groupby(["change", "unit", "strength"], sort=False)]
+
+# %% ../nbs/08b_evaluate.ipynb #3c2d4386
+def _probe(predictor: Predictor, test: pd.DataFrame, answers: pd.DataFrame, settings: Settings
+           ) -> dict:
+    "The fields `answered`, `unknown`, `slices` and `robustness` of metrics.json."
+    right = (answers["prediction"] == test["label"]).to_numpy()
+    sure, groups = ~answers["unsure"].to_numpy(bool), test["group"].to_numpy()
+    unknown = _score_unknown(predictor, settings.unknown_dir)
+    slices = find_slices(test, measure_brightness(test["path"], workers=settings.workers))
+    return {"answered": _score_answered(right, sure, groups), "unknown": unknown,
+            "slices": {name: {"rule": rule, **_share(right[rows], groups[rows])}
+                       for name, (rule, rows) in slices.items()},
+            "robustness": _score_robustness(predictor, test) if settings.robustness else []}
+
 # %% ../nbs/08b_evaluate.ipynb #da129926
+def _say(share: float | None, interval: list) -> str:
+    "A share with its 95 % interval, in percent."
+    if share is None: return "none"
+    return f"{share:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+
 def _say_interval(metrics: dict) -> str:
     "The 95 % interval of the accuracy in words."
     low, high = metrics["accuracy_ci95"]
-    if low < 1: return f"95 % interval {low:.2%} to {high:.2%}"
-    least = max(0, 1 - 3 / metrics["n_test"])
-    return f"no error in {metrics['n_test']:,}; with 95 % confidence at least {least:.2%}"
+    if metrics["accuracy"] < 1: return f"95 % interval {low:.2%} to {high:.2%}"
+    return f"no error in {metrics['n_test']:,}; 95 % interval from {low:.2%}"
 
 # %% ../nbs/08b_evaluate.ipynb #7e81d2db
 def summarize_metrics(
@@ -106,12 +160,17 @@ def summarize_metrics(
     scores, model, n_test = metrics["per_class"], metrics["model"], metrics["n_test"]
     worst = min((l for l, s in scores.items() if s["support"]), key=lambda l: scores[l]["f1"])
     wrong = n_test - int(np.trace(metrics["confusion_matrix"]))
+    answered, unknown = metrics["answered"], metrics["unknown"]
     rows = [("test images", f"{n_test:,} in {len(metrics['labels'])} classes, {wrong:,} wrong"),
             ("accuracy", f"{metrics['accuracy']:.2%}  ({_say_interval(metrics)})"),
             ("top-5 accuracy", f"{metrics['top5_accuracy']:.2%}"),
             ("macro F1", f"{metrics['macro_f1']:.4f}"),
             ("log loss", f"{metrics['log_loss']:.4f}"), ("Brier score", f"{metrics['brier']:.4f}"),
-            ("calibration error", f"{metrics['ece']:.4f}"),
+            ("calibration error", _say(metrics["ece"], metrics["ece_ci95"])),
+            ("without a warning", f"{answered['coverage']:.1%} of them, of these right "
+                                  f"{_say(answered['accuracy'], answered['accuracy_ci95'])}"),
+            *([("unknown accepted", _say(unknown["accepted"], unknown["accepted_ci95"]))]
+              if unknown else []),
             ("weakest class", f"{worst}, F1 {scores[worst]['f1']:.3f}"),
             ("model", f"{model['arch']}, {model['precision']}, on {metrics['dataset']['name']}")]
     return "\n".join(f"  {name:<18} {value}" for name, value in rows)
@@ -129,38 +188,133 @@ def _describe(predictor: Predictor, manifest: pd.DataFrame, name: str) -> dict:
                       "image_size_px": info.image_size_px, "temperature": info.temperature},
             "versions": versions}
 
+# %% ../nbs/08b_evaluate.ipynb #1fb6dd00
+def _say_in_short(metrics: dict) -> list[str]:
+    "The weakest class, the parts that are worse than the whole, and what hurts most."
+    scores, steps = metrics["per_class"], metrics["robustness"]
+    worst = min((l for l, s in scores.items() if s["support"]), key=lambda l: scores[l]["f1"])
+    said = [f"Weakest class: {worst}, F1 {_say(scores[worst]['f1'], scores[worst]['f1_ci95'])}."]
+    poor = [f"{name} ({part['accuracy']:.1%})" for name, part in metrics["slices"].items()
+            if part["accuracy_ci95"][1] < metrics["accuracy"]]
+    if metrics["slices"]: said.append("Parts of the test images that are clearly worse: "
+                                      f"{', '.join(poor) or 'none'}.")
+    if steps:
+        harm = min(steps, key=lambda step: step["accuracy"])
+        said.append("No change of the pictures cost anything." if harm["change"] == "none" else
+                    f"Hurts most: {harm['change']} of {harm['strength']:g} ({harm['unit']}), "
+                    f"{harm['accuracy']:.1%} right, {harm['unsure']:.0%} with a warning.")
+    return said
+
 # %% ../nbs/08b_evaluate.ipynb #536ca4d5
-def _list_sections(metrics: dict, test: pd.DataFrame, probabilities: np.ndarray, matrix) -> list:
+def _list_scores(metrics: dict) -> pd.DataFrame:
+    "The numbers of the score as a table, with intervals where there are some."
+    rows = {"accuracy": _say(metrics["accuracy"], metrics["accuracy_ci95"]),
+            "accuracy, best of five": f"{metrics['top5_accuracy']:.1%}",
+            "macro F1": f"{metrics['macro_f1']:.3f}", "weighted F1": f"{metrics['weighted_f1']:.3f}",
+            "log loss": f"{metrics['log_loss']:.4f}", "Brier score": f"{metrics['brier']:.4f}",
+            "calibration error (ECE)": _say(metrics["ece"], metrics["ece_ci95"]),
+            "ECE without the temperature": f"{metrics['ece_before']:.1%}"}
+    return pd.Series(rows, name="on the test images (95 % interval)").to_frame()
+
+def _list_classes(per_class: dict) -> pd.DataFrame:
+    "Precision, recall and F1 of each class with their intervals."
+    return pd.DataFrame({label: {**{name: _say(scores[name], scores[f"{name}_ci95"])
+                                    for name in ("precision", "recall", "f1")},
+                                 "images": str(scores["support"])}
+                         for label, scores in per_class.items()}).T
+
+# %% ../nbs/08b_evaluate.ipynb #f1583694
+def _list_probes(metrics: dict) -> list:
+    "Sections on the parts of the test images, on worse pictures and on unknown things."
+    slices, steps, unknown = metrics["slices"], metrics["robustness"], metrics["unknown"]
+    sections = []
+    if slices:
+        table = pd.DataFrame({name: {"images": f"{part['images']:,}", "what": part["rule"],
+                                     "accuracy": _say(part["accuracy"], part["accuracy_ci95"])}
+                              for name, part in slices.items()}).T
+        sections.append(("Parts of the test images", [
+            "Is it worse on some? The dashed line is the accuracy on all; a bar that crosses it "
+            "may be no different.", plot_slices(slices, metrics["accuracy"]), table]))
+    if steps: sections.append(("Pictures that got worse", [
+        f"{steps[0]['images']:,} of the test images, made worse in four ways. What falls should "
+        "be met by a rise of the warnings.", plot_robustness(steps)]))
+    if unknown: sections.append(("Unknown things", [
+        f"{unknown['images']:,} pictures of {unknown['folder']}, which show none of the classes. "
+        f"Named without a warning: {_say(unknown['accepted'], unknown['accepted_ci95'])}."]))
+    return sections
+
+# %% ../nbs/08b_evaluate.ipynb #6135b9ae
+def _list_sections(metrics: dict, test: pd.DataFrame, probabilities: np.ndarray,
+                   answers: pd.DataFrame, matrix) -> list:
     "The sections of the report; `matrix` is the plot of the confusion matrix."
-    labels = metrics["labels"]
+    labels, answered = metrics["labels"], metrics["answered"]
     truth = np.array([labels.index(label) for label in test["label"]])
-    names = ("accuracy", "top5_accuracy", "macro_f1", "weighted_f1", "log_loss", "brier", "ece")
-    numbers = pd.Series({name: metrics[name] for name in names}, name="value").to_frame()
     facts = {**metrics["dataset"], **metrics["model"], **metrics["versions"]}
     facts = pd.Series(facts, name="").astype(str).to_frame()
-    classes = pd.DataFrame(metrics["per_class"]).T.astype({"support": int})
-    reliability = plot_reliability(bin_confidences(truth, probabilities), metrics["ece"])
+    curve = plot_coverage(probabilities.max(1), probabilities.argmax(1) == truth,
+                          ~answers["unsure"].to_numpy(bool))
     return [
-        ("Score", [f"{metrics['n_test']:,} test images. Accuracy: {_say_interval(metrics)}.",
-                   numbers]),
+        ("Score", [f"{metrics['n_test']:,} test images, which the model has never seen. "
+                   f"Accuracy: {_say_interval(metrics)}.", *_say_in_short(metrics),
+                   _list_scores(metrics)]),
+        ("Class by class", [plot_f1(metrics["per_class"]), _list_classes(metrics["per_class"])]),
         ("Confusion matrix", ["A row is the truth, a column the prediction.", matrix]),
         ("Most confused pairs",
          _show_confusions(test, probabilities, labels, metrics["confusion_matrix"])),
-        ("Top losses", ["The images whose true class got the least probability.",
+        ("Top losses", ["The images whose true class got the least probability: look for wrong "
+                        "labels here.",
                         find_top_losses(test, probabilities, labels=labels, most=20)]),
-        ("Class by class", [plot_f1(metrics["per_class"]), classes]),
-        ("Reliability", [reliability]), ("What was scored", [facts])]
+        ("Can the confidence be trusted?", [
+            plot_reliability(bin_confidences(truth, probabilities), metrics["ece"]),
+            f"{answered['coverage']:.1%} of the images are answered without a warning; of these, "
+            f"{_say(answered['accuracy'], answered['accuracy_ci95'])} are right.", curve]),
+        *_list_probes(metrics), ("What was scored", [facts])]
+
+# %% ../nbs/08b_evaluate.ipynb #046949a2
+def _write_score(metrics: dict) -> str:
+    "The score as a section of the model card."
+    data, answered, unknown = metrics["dataset"], metrics["answered"], metrics["unknown"]
+    scores = metrics["per_class"]
+    worst = min((l for l, s in scores.items() if s["support"]), key=lambda l: scores[l]["f1"])
+    rows = [("accuracy", _say(metrics["accuracy"], metrics["accuracy_ci95"])),
+            ("weakest class", f"{worst}, F1 {_say(scores[worst]['f1'], scores[worst]['f1_ci95'])}"),
+            ("calibration error (ECE)", _say(metrics["ece"], metrics["ece_ci95"])),
+            ("answered without a warning", f"{answered['coverage']:.1%}, of these right "
+             + _say(answered["accuracy"], answered["accuracy_ci95"]))]
+    if unknown: rows.append((f"unknown accepted, of {unknown['images']:,} pictures",
+                             _say(unknown["accepted"], unknown["accepted_ci95"])))
+    rows += [(name, f"{_say(part['accuracy'], part['accuracy_ci95'])} of {part['images']:,}; "
+              f"{part['rule']}") for name, part in metrics["slices"].items()]
+    rows += [(f"{step['change']}, {step['strength']:g} ({step['unit']})",
+              f"{_say(step['accuracy'], step['accuracy_ci95'])}, unsure {step['unsure']:.0%}")
+             for step in metrics["robustness"][3::3]]   # the greatest strength of each change
+    table = "\n".join(f"| {name.replace('|', '/')} | {value.replace('|', '/')} |"
+                      for name, value in rows)
+    return (f"{metrics['n_test']:,} test images of {data['name']}, never seen in training; in "
+            f"brackets the 95 % interval.\n\n| | |\n|---|---|\n{table}\n")
+
+# %% ../nbs/08b_evaluate.ipynb #4c7a4112
+def _update_card(predictor: Predictor, metrics: dict, bundle: Path) -> None:
+    "Put the score into the bundle's model card, and the bundle's new checksum into `metrics`."
+    if predictor.info.data.get("fingerprint") != metrics["dataset"]["fingerprint"]: return
+    try: metrics["model"]["sha256"] = update_card(bundle, _write_score(metrics)).sha256
+    except (StorageError, OSError) as error:
+        print(f"the model card stays as it is: {error}", file=sys.stderr)
 
 # %% ../nbs/08b_evaluate.ipynb #12e92ffc
-def _write_results(folder: Path, metrics: dict, test: pd.DataFrame, probabilities: np.ndarray):
-    "Write the plot, the report and, last, metrics.json."
+def _write_results(settings: Settings, metrics: dict, test: pd.DataFrame, given: tuple) -> None:
+    "Write plot, report, answers and, last, metrics.json; `given`: probabilities and answers."
+    folder, (probabilities, answers) = settings.results_dir, given
     text = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
     matrix = plot_confusion(metrics["confusion_matrix"], metrics["labels"])
-    sections = _list_sections(metrics, test, probabilities, matrix)
+    sections = _list_sections(metrics, test, probabilities, answers, matrix)
     with write_atomic(folder/"confusion_matrix.png") as partial:
         matrix.savefig(partial, format="png", dpi=110)
     title = f"{metrics['model']['name']}: results on the test images"
     write_report(folder/"report.html", title, sections)
+    rows = pd.concat([test[["path", "sha256", "group", "label"]], answers], axis=1)
+    rows["path"] = rows["path"].map(os.path.abspath)   # _write_table makes them relative to it
+    _write_table(rows, folder/"predictions.csv", find_data(settings))
     with write_atomic(folder/"metrics.json") as partial:
         partial.write_text(text + "\n", encoding="utf-8")
 
@@ -168,23 +322,27 @@ def _write_results(folder: Path, metrics: dict, test: pd.DataFrame, probabilitie
 def evaluate(
     settings: Settings, # Which data set and bundle, where to write, precision, workers and seed
 ) -> dict:              # What metrics.json holds
-    "Score the bundle on the test split; writes metrics.json, report.html, confusion_matrix.png."
-    began, folder = time.perf_counter(), find_data(settings)
+    "Score the bundle on the test split; writes the score, the answers, a report and the card."
+    times, folder = [time.perf_counter()], find_data(settings)
     manifest = read_manifest(folder)
     predictor = Predictor(settings.model_dir/"bundle", precision=settings.precision,
                           workers=settings.workers, max_megapixels=settings.max_megapixels)
     _check_fit(predictor.info, manifest, folder.name)
     test = manifest[manifest["split"] == "test"].reset_index(drop=True)
-    loaded = time.perf_counter()
-    probabilities = _predict_test(predictor, list(test["path"]))
-    predicted = time.perf_counter()
+    times.append(time.perf_counter())
+    probabilities, answers = _predict_test(predictor, list(test["path"]))
+    times.append(time.perf_counter())
+    probed = _probe(predictor, test, answers, settings)
+    times.append(time.perf_counter())
     truth = np.array([predictor.labels.index(label) for label in test["label"]])
     scores = compute_metrics(truth, probabilities, labels=predictor.labels,
                              groups=test["group"].to_numpy(), seed=settings.seed)
-    seconds = {"load": loaded - began, "predict": predicted - loaded,
-               "score": time.perf_counter() - predicted}
-    metrics = {"schema": 1, **scores, **_describe(predictor, manifest, folder.name),
-               "seed": settings.seed,
-               "seconds": {step: round(took, 3) for step, took in seconds.items()}}
-    _write_results(settings.results_dir, metrics, test, probabilities)
+    plain = undo_temperature(probabilities, predictor.info.temperature)
+    scores["ece_before"] = _measure_ece(truth, plain)
+    times.append(time.perf_counter())
+    seconds = dict(zip(("load", "predict", "probe", "score"), np.diff(times).round(3).tolist()))
+    metrics = {"schema": 1, **scores, **probed, **_describe(predictor, manifest, folder.name),
+               "seed": settings.seed, "seconds": seconds}
+    _update_card(predictor, metrics, settings.model_dir/"bundle")
+    _write_results(settings, metrics, test, (probabilities, answers))
     return metrics

@@ -84,6 +84,11 @@ class _DataSettings(_Base):
         "Share of images for validation, 0 to 1")
     test_share: float = Field(0.15, ge=0.01, le=0.45, description=
         "Share of images for the test, 0 to 1")
+    twins: bool = Field(True, description=
+        "Find pictures of the same photograph (saved anew, resized, cut out), and keep them on one "
+        "side of each split; without it only identical files")
+    drop: Path | None = Field(None, description=
+        "CSV with a column path: pictures to leave out, as somebody has decided who looked at them")
     max_archive_gb: float = Field(20, gt=0, description=
         "Refuse archives that unpack to more than this, in GB")
 
@@ -134,6 +139,8 @@ class _TrainSettings(_DataSettings):
     label_smoothing: float = Field(0.1, ge=0, lt=1, description=
         "Share of the target spread over all classes")
     flip: bool | None = Field(None, description="Train on mirror images too (yes; digits: no)")
+    allow_leak: bool = Field(False, description=
+        "Train although the same photograph is in more than one split")
     resume: bool = Field(False, description=
         "Go on from the last finished epoch of an interrupted training")
 
@@ -143,6 +150,10 @@ class _PredictSettings(_TrainSettings):
     precision: Literal["auto", "f32", "bf16", "int8"] = Field("auto", description=
         "Arithmetic: auto takes what the bundle was proved in, bf16 where the processor has it; "
         "int8 is made by `imgclf export`")
+    unknown_dir: Path | None = Field(None, description=
+        "Folder with pictures that show none of the classes: how many are answered all the same?")
+    robustness: bool = Field(True, description=
+        "Score a hundred test images blurred, grainy, compressed and rotated too")
     top_k: int = Field(5, ge=1, le=1000, description="How many classes to list for each picture")
     format: Literal["table", "csv", "json"] = Field("table", description=
         "How predictions are printed")
