@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from . import __version__
 from .body import Refusal
 from .images import ImageError
+from .judge import Reason
 from .monitor import export_metrics
 from .service import Answer, BusyError, Service
 from .settings import Settings
@@ -36,6 +37,7 @@ class Result(BaseModel):
     probability: float = Field(ge=0, le=1, description="Its probability, 0 to 1")
     predictions: list[LabelProbability] = Field(description="Most probable classes, highest first")
     unsure: bool = Field(description="Whether the model should rather not be believed here")
+    reason: Reason | None = Field(description="Why it is unsure; null where it is sure")
     model: str = Field(description="Name of the model")
     ms: float = Field(ge=0, description="Milliseconds from the request to the answer")
 
@@ -54,8 +56,8 @@ def _describe(answer: Answer, service: Service) -> dict:
     prediction = answer.prediction
     return dict(label=prediction.label, probability=prediction.probability,
                 predictions=[dict(label=name, probability=p) for name, p in prediction.predictions],
-                unsure=prediction.unsure, model=service.predictor.info.name,
-                ms=round(answer.ms, 2))
+                unsure=prediction.unsure, reason=prediction.reason,
+                model=service.predictor.info.name, ms=round(answer.ms, 2))
 
 # %% ../nbs/09d_api.ipynb #b7a9aadb
 _STATUS = {"unreadable": 400, "too large": 413, "not served": 415}

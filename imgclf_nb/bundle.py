@@ -82,11 +82,12 @@ class Bundle:
 # %% ../nbs/06_bundle.ipynb #92106c01
 def _describe_doubt(info: BundleInfo) -> str:
     "How the model says that it does not know."
-    least, far = info.thresholds.get("unsure"), info.thresholds.get("unlike")
-    signs = [f"its probability is below {least:.3f} (`low confidence`)"] * (least is not None)
-    signs += [f"the picture lies further than {far:.3g} from what it learned from (`unlike the "
-              "training data`)"] * (far is not None)
-    return f"It calls an answer unsure where {', or where '.join(signs)}." if signs else ""
+    signs = {"unsure": "its probability is below {:.3g} (`low confidence`)",
+             "unlike": "the picture lies further than {:.3g} from all that it learned from "
+                       "(`unlike the training data`)"}
+    found = [text.format(info.thresholds[key]) for key, text in signs.items()
+             if key in info.thresholds]
+    return f"It calls an answer unsure where {', or where '.join(found)}." if found else ""
 
 def _write_card(info: BundleInfo) -> str:
     "Text of the model card."
@@ -122,7 +123,8 @@ upright) and gives `probabilities` [N, {len(info.labels)}], `features` [N, D] an
 
 ## Limits
 
-The model knows only the classes above, and names one of them for any picture. {_describe_doubt(info)}
+The model knows only the classes above, and names one of them for any picture.
+{_describe_doubt(info)}
 Its scores hold for pictures like those it learned from; measure it on your own before you rely
 on it.
 """
@@ -133,7 +135,7 @@ def write_bundle(
     info: BundleInfo,        # What the model is; `files` is filled in here
     *,
     model_file: str | Path,  # ONNX file with its weights inside; it is copied
-    reference: dict | None = None, # Arrays for `reference.npz`, by name, as `fit_reference` makes them
+    reference: dict | None = None, # Arrays for `reference.npz`, by name: see `fit_reference`
 ) -> Bundle:                 # The bundle, as `read_bundle` would give it
     "Write a model bundle, which appears whole or not at all."
     path, model_file = Path(path), Path(model_file)

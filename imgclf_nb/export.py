@@ -17,6 +17,7 @@ from torch import nn
 
 from .backbones import LinearHead
 from .bundle import Bundle, BundleError, BundleInfo, write_bundle
+from .calibrate import calibrate_model, write_temperature
 from .data import find_data, fingerprint_data, read_manifest
 from .loaders import Pixels, cache_pixels
 from .predict import Predictor
@@ -90,10 +91,12 @@ def _answer(model: ServedModel, pixels, rows: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         return np.concatenate([model(batch.to(device))[0].cpu().numpy() for batch in batches])
 
-def _answer_served(predictor: Predictor, pixels, rows: np.ndarray) -> np.ndarray:
-    "The same of a bundle, with few pictures in memory at a time."
-    return np.concatenate([predictor.run(pixels[rows[k:k + 256]])["probabilities"]
-                           for k in range(0, len(rows), 256)])
+def _answer_served(predictor: Predictor, pixels, rows: np.ndarray) -> dict:
+    "The same of a bundle, and `features` [N, D], with few pictures in memory at a time."
+    names = ("probabilities", "features")
+    parts = [[outputs[name] for name in names] for k in range(0, len(rows), 256)
+             for outputs in [predictor.run(pixels[rows[k:k + 256]])]]
+    return dict(zip(names, map(np.concatenate, zip(*parts))))
 
 # %% ../nbs/07a_export.ipynb #727c74e3
 _SAMPLE = 64   # pictures that torch itself is asked about, at some 40 ms each
@@ -102,20 +105,37 @@ def _prove(
     served: ServedModel, # The network
     images: tuple,       # Pixels of the data set, and the rows of the N validation images
     precision: str,      # As asked for: `auto`, `f32` or `bf16`
-) -> tuple[str, dict, np.ndarray]:
+) -> tuple[str, dict, dict]:
     "The precision in which the bundle agrees with the network, how well it does, and its answers."
     def answer(precision):
         return _answer_served(Predictor(trial.path, precision=precision), *images)
     (pixels, rows), exact = images, answer("f32")
     some = np.unique(np.linspace(0, len(rows) - 1, _SAMPLE).astype(int))
-    agreement = compare_answers(_answer(served, pixels, rows[some]), exact[some])
+    agreement = compare_answers(_answer(served, pixels, rows[some]), exact["probabilities"][some])
     if precision == "f32": return "f32", agreement, exact
     theirs = answer(precision)
-    try: return "auto", compare_answers(exact, theirs), theirs
+    both = (outputs["probabilities"] for outputs in (exact, theirs))
+    try: return "auto", compare_answers(*both), theirs
     except BundleError:
         print("bfloat16 changes too many answers of this model: the bundle will be served in "
               "float32", file=sys.stderr)
     return "f32", agreement, exact
+
+# %% ../nbs/07a_export.ipynb #0dedcdef
+def _draw_rows(manifest: pd.DataFrame, seed: int, most: int = 2000) -> np.ndarray:
+    "At most so many rows of training images, with the classes as equal as they can be."
+    mixed = manifest[manifest.split == "train"].sample(frac=1, random_state=seed)
+    places = mixed.groupby("label").cumcount().to_numpy()
+    positions = manifest.index.get_indexer(mixed.index)
+    return np.sort(positions[np.argsort(places, kind="stable")[:most]])
+
+def _calibrate(predictor: Predictor, answers: dict, images: tuple, seed: int) -> tuple[dict, dict]:
+    "Temperature and thresholds of a bundle for `bundle.json`, and its reference."
+    (pixels, manifest), info = images, predictor.info
+    classes, rows = manifest.label.map(info.labels.index).to_numpy(), _draw_rows(manifest, seed)
+    train = _answer_served(predictor, pixels, rows)
+    val = dict(answers, truth=classes[manifest.split == "val"])
+    return calibrate_model(val, train, temperature=info.temperature)
 
 # %% ../nbs/07a_export.ipynb #099ba9c0
 def _describe(settings: Settings, manifest: pd.DataFrame, name: str) -> dict:
@@ -146,11 +166,15 @@ def export_bundle(
         file = write_onnx(served, temporary/"model.onnx", size_px=settings.image_size_px)
         trial = write_bundle(temporary/"bundle", info, model_file=file)
         precision, metrics, theirs = _prove(trial, served, (pixels, rows), settings.precision)
+        predictor = Predictor(trial.path, precision=precision)
+        fitted, reference = _calibrate(predictor, theirs, (pixels, manifest), seed=settings.seed)
+        write_temperature(file, fitted["temperature"])
         truth = manifest.label.iloc[rows].map(info.labels.index).to_numpy()
-        accuracy = round(float((theirs.argmax(1) == truth).mean()), 4)
-        info = info.model_copy(update={"precision": precision,
+        accuracy = round(float((theirs["probabilities"].argmax(1) == truth).mean()), 4)
+        info = info.model_copy(update={**fitted, "precision": precision,
                                        "metrics": {"accuracy": accuracy, **metrics}})
-        return write_bundle(settings.model_dir/"bundle", info, model_file=file)
+        return write_bundle(settings.model_dir/"bundle", info, model_file=file,
+                            reference=reference)
 
 # %% ../nbs/07a_export.ipynb #f0cde21b
 def train_bundle(

@@ -122,7 +122,8 @@ class _Events:
         path = check_upload(photo, uploads=self.uploads)
         found = (await self.service.answer(path, self.settings.top_k)).prediction
         return {"label": found.label, "confidences": [
-            {"label": label, "confidence": share} for label, share in found.predictions]}
+            {"label": label, "confidence": share} for label, share in found.predictions],
+            "unsure": found.unsure, "reason": found.reason}
 
     async def see(self, photo):
         if photo is None: return WAITING, None, gr.Radio(visible=False), None, ""
@@ -157,7 +158,8 @@ async def _see_many(self, files):
     file = self.uploads/secrets.token_hex(16)/"predictions.csv"
     with write_atomic(file) as partial: partial.write_text(text, encoding="utf-8", newline="")
     views = [(await self.draw(self.load, path, 400),
-              f"{found.label} {found.probability:.1%}{', unsure' if found.unsure else ''}")
+              f"{found.label} {found.probability:.1%}"
+              f"{f', unsure: {found.reason}' if found.unsure else ''}")
              for path, found in zip(paths, answers) if not isinstance(found, ImageError)]
     return (gr.Gallery(views, visible=bool(views)), table,
             gr.DownloadButton(value=str(file), visible=True))

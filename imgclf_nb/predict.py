@@ -10,7 +10,7 @@ import os, sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -19,6 +19,7 @@ from PIL import Image
 
 from .bundle import Bundle, BundleError, read_bundle
 from .images import ImageError, load_pixels
+from .judge import Judge, Reason
 from .settings import ImgclfError
 
 # %% ../nbs/07_predict.ipynb #2f766693
@@ -77,6 +78,13 @@ def _compile(bundle: Bundle, precision: str, hints: tuple = ("THROUGHPUT",)) -> 
     return compiled, precision
 
 # %% ../nbs/07_predict.ipynb #2e27af12
+def _find_judge(bundle: Bundle, shape: tuple) -> Judge:
+    "What tells sure from unsure answers; raises `BundleError` where it does not suit the network."
+    try: return Judge(bundle.info.thresholds, bundle.read_reference(), n_features=shape[0])
+    except (KeyError, ValueError, IndexError) as error:
+        raise BundleError(f"{bundle.path/'reference.npz'} does not suit the network ({error}): "
+                          "export the bundle again") from error
+
 class _Engine:
     "A compiled network that any number of threads may share."
     def __init__(self, bundle: Bundle, precision: str, quick: bool = False):
@@ -85,6 +93,7 @@ class _Engine:
         self.info, self.labels, self.sha256 = bundle.info, bundle.info.labels, bundle.sha256
         self._shapes = {name: tuple(compiled.output(name).shape)[1:]
                         for name in ("probabilities", "features", "evidence")}
+        self._judge = _find_judge(bundle, self._shapes["features"])
         self.streams = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._requests = SimpleQueue()
         for _ in range(self.streams): self._requests.put(compiled.create_infer_request())
@@ -170,13 +179,18 @@ class Prediction:
     label: str          # The most probable class
     probability: float  # Its probability, 0 to 1
     predictions: list   # (label, probability) of the most probable classes, highest first
-    unsure: bool        # Whether `probability` is below the bundle's threshold `unsure`
+    reason: Reason | None = None # Why the answer is unsure; `None` where it is sure
 
-def _rank(probabilities: np.ndarray, labels: list, top_k: int, least: float) -> Prediction:
+    @property
+    def unsure(self) -> bool: # Whether a caller should rather ask a person
+        "Whether there is a reason for doubt."
+        return self.reason is not None
+
+def _rank(probabilities: np.ndarray, labels: list, top_k: int) -> Prediction:
     "Put the `top_k` most probable labels in order; of equals, the first label leads."
     order = np.argsort(-probabilities, kind="stable")[:top_k]
     pairs = [(labels[i], float(probabilities[i])) for i in order]
-    return Prediction(*pairs[0], predictions=pairs, unsure=pairs[0][1] < least)
+    return Prediction(*pairs[0], predictions=pairs)
 
 # %% ../nbs/07_predict.ipynb #25615df3
 class Predictor(_Engine):
@@ -202,19 +216,22 @@ class Predictor(_Engine):
                        light_only=light_only)
 
     def rank(self,
-        probabilities: np.ndarray, # Of one picture, float32 [C]
-        top_k: int = 5,            # How many classes to list, from 1
-    ) -> Prediction:               # The answer
-        "Put probabilities into words; raises `PredictError` for a `top_k` below 1."
+        outputs: dict,  # What `run` gave
+        top_k: int = 5, # How many classes to list, from 1
+        *,
+        row: int = 0,   # Which of the N pictures
+    ) -> Prediction:    # The answer
+        "Put outputs into words; raises `PredictError` for a `top_k` below 1."
         if top_k < 1: raise PredictError(f"top_k={top_k}: ask for at least 1")
-        return _rank(probabilities, self.labels, top_k, self.info.thresholds.get("unsure", 0.0))
+        answer = _rank(outputs["probabilities"][row], self.labels, top_k)
+        return replace(answer, reason=self._judge(answer.probability, outputs["features"][row]))
 
     def predict(self,
         source,         # Path, bytes, Pillow picture, or uint8 array [H,W], [H,W,3] or [H,W,4]
         top_k: int = 5, # How many classes to list, from 1
     ) -> Prediction:    # The answer
         "Say what a picture shows; raises `ImageError` if it can't be read."
-        return self.rank(self.run(self.decode(source)[None])["probabilities"][0], top_k)
+        return self.rank(self.run(self.decode(source)[None]), top_k)
 
     def predict_many(self,
         sources,        # Iterable of what `predict` takes

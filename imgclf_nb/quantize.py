@@ -17,7 +17,8 @@ import pandas as pd
 from .archives import DataError
 from .bundle import Bundle, BundleError, BundleInfo, read_bundle, write_bundle
 from .data import find_data, fingerprint_data, read_manifest
-from .export import _answer_served
+from .calibrate import write_temperature
+from .export import _answer_served, _calibrate
 from .files import replace_folder
 from .loaders import Pixels, cache_pixels
 from .predict import Predictor
@@ -122,7 +123,7 @@ def _read_float(model_dir: Path) -> Bundle:
     except BundleError as error:
         raise BundleError(f"{served.path} is int8, and the float bundle that it was made from is "
                           f"gone ({error}): train again") from error
-    changed = {"precision", "metrics", "versions", "files"}
+    changed = {"precision", "metrics", "versions", "files", "temperature", "thresholds"}
     if kept.info.model_dump(exclude=changed) != served.info.model_dump(exclude=changed):
         raise BundleError(f"{kept.path} is not what the int8 bundle {served.path} was made from: "
                           "put the right float bundle there, or train again")
@@ -164,17 +165,17 @@ def _load_data(info: BundleInfo, settings: Settings) -> tuple[pd.DataFrame, Pixe
     return manifest, cache_pixels(manifest, data, settings=fitting)
 
 # %% ../nbs/07b_quantize.ipynb #226b5073
-def _prove(source: Bundle, trial: Bundle, images: tuple, truth: np.ndarray) -> dict:
-    "Metrics of the int8 bundle, and what it gains; raises `BundleError` if it decides differently."
+def _prove(source: Bundle, trial: Bundle, images: tuple, truth: np.ndarray) -> tuple[dict, dict]:
+    "What int8 gains, and its answers; raises `BundleError` if it decides differently."
     pixels, rows = images   # of the data set; the validation images
     predictors = [Predictor(source.path), Predictor(trial.path)]
     ours, theirs = (_answer_served(predictor, *images) for predictor in predictors)
-    metrics = compare_int8(ours, theirs, truth=truth)
+    metrics = compare_int8(ours["probabilities"], theirs["probabilities"], truth=truth)
     speeds = measure_speed(predictors, pixels[rows[:64]])
     return dict(**metrics, float_precision=predictors[0].precision,
                 float_images_per_s=speeds[0], images_per_s=speeds[1],
                 float_bytes=source.model_file.stat().st_size,
-                bytes=trial.model_file.stat().st_size)
+                bytes=trial.model_file.stat().st_size), theirs
 
 # %% ../nbs/07b_quantize.ipynb #85acc72d
 def quantize_bundle(
@@ -194,9 +195,14 @@ def quantize_bundle(
         info = source.info.model_copy(update={
             "precision": "int8", "versions": {**source.info.versions, "nncf": version("nncf")}})
         trial = write_bundle(Path(temporary)/"bundle", info, model_file=file)
-        gain = _prove(source, trial, (pixels, val), truth)
+        gain, answers = _prove(source, trial, (pixels, val), truth)
+        fitted, reference = _calibrate(Predictor(trial.path), answers, (pixels, manifest),
+                                       seed=settings.seed)
+        write_temperature(file, fitted["temperature"])
         scores = {name: gain[name] for name in ("accuracy", "float_accuracy", "same_top1")}
-        info = info.model_copy(update={"metrics": scores})
+        info = info.model_copy(update={"metrics": scores, **fitted})
         if source.path.name == "bundle":
             _copy_folder(source.path, settings.model_dir/"bundle_float")
-        return write_bundle(settings.model_dir/"bundle", info, model_file=file), gain
+        made = write_bundle(settings.model_dir/"bundle", info, model_file=file,
+                            reference=reference)
+        return made, gain

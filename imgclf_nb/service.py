@@ -78,7 +78,7 @@ async def _answer_one(service: Service, source, top_k: int) -> Answer:
     if pixels is None:
         pixels, began, decoded = await loop.run_in_executor(service._heavy, decode, False)
     outputs, started, done = await loop.run_in_executor(service._computers, compute)
-    prediction = service.predictor.rank(outputs["probabilities"][0], top_k)
+    prediction = service.predictor.rank(outputs, top_k)
     monitor = service.monitor
     for stage, seconds in (("queue", began - asked + started - decoded),
                            ("decode", decoded - began), ("inference", done - started)):

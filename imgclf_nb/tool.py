@@ -48,7 +48,7 @@ def make_tool(
         return dict(label=prediction.label, probability=prediction.probability,
                     predictions=[dict(label=label, probability=p)
                                  for label, p in prediction.predictions],
-                    unsure=prediction.unsure, model=info.name)
+                    unsure=prediction.unsure, reason=prediction.reason, model=info.name)
     return server
 
 # %% ../nbs/09h_tool.ipynb #e61e06e0

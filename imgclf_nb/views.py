@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from .images import ImageError, _find_turn, _simplify, convert_rgb, open_image
+from .judge import LOW, UNLIKE
 from .predict import Prediction, Predictor
 
 # %% ../nbs/09e_views.ipynb #01412d76
@@ -87,6 +88,12 @@ def draw_heat(
     return Image.fromarray(blended.clip(0, 255).astype(np.uint8))
 
 # %% ../nbs/09e_views.ipynb #c5030861
+def _explain(reason: str | None, least: float) -> str:
+    "Why an answer is to be taken for a guess."
+    why = (f"No class reached {100 * least:.3g}%" if reason != UNLIKE else
+           "The photograph is unlike those that the model has learned from")
+    return f"{why}, so take this for a guess. It may show something that the model does not know."
+
 def show_answer(
     prediction: Prediction | Exception, # The answer, or why there is none
     least: float = 0.0, # Probability below which an answer is called unsure, 0 to 1
@@ -100,17 +107,16 @@ def show_answer(
         f'<li><span class="name">{escape(label)}</span><span class="percent">{share:.1%}</span>'
         f'<span class="bar"><i style="width:{100 * share:.2f}%"></i></span></li>'
         for label, share in prediction.predictions)
-    note = (f'<p class="unsure" role="note"><b>Unsure.</b> No class reached {least:.0%}, so take '
-            'this for a guess. The photograph may show something that the model does not know.</p>')
+    note = f'<p class="unsure" role="note"><b>Unsure.</b> {_explain(prediction.reason, least)}</p>'
     kind = "answer doubtful" if prediction.unsure else "answer"
     return (f'<div class="{kind}" role="status"><p class="verdict">{escape(prediction.label)}</p>'
             f'{note if prediction.unsure else ""}<ol class="bars">{rows}</ol></div>')
 
 # %% ../nbs/09e_views.ipynb #f8b9a903
 def _name_rows(names: list, answers: list) -> list:
-    "Name, label, probability, unsure and error of each file."
-    return [(name, "", "", "", str(a)) if isinstance(a, Exception) else
-            (name, a.label, a.probability, "yes" if a.unsure else "no", "")
+    "Name, label, probability, unsure, reason and error of each file."
+    return [(name, "", "", "", "", str(a)) if isinstance(a, Exception) else
+            (name, a.label, a.probability, "yes" if a.unsure else "no", a.reason or "", "")
             for name, a in zip(names, answers)]
 
 def _disarm(cell) -> str:
@@ -126,13 +132,13 @@ def list_answers(
     "Show the answers for several files as a table."
     rows, text = _name_rows(names, answers), StringIO()
     writer = csv.writer(text)
-    writer.writerow(["file", "label", "probability", "unsure", "error"])
+    writer.writerow(["file", "label", "probability", "unsure", "reason", "error"])
     writer.writerows([_disarm(cell) for cell in row] for row in rows)
     body = "".join(
         f'<tr class="bad"><td>{escape(name)}</td><td colspan="2">{escape(error)}</td></tr>' if error
         else f'<tr><td>{escape(name)}</td><td>{escape(label)}'
-             f'{" <em>unsure</em>" if unsure == "yes" else ""}</td><td>{share:.1%}</td></tr>'
-        for name, label, share, unsure, error in rows)
+             f'{f" <em>unsure: {reason}</em>" if reason else ""}</td><td>{share:.1%}</td></tr>'
+        for name, label, share, _, reason, error in rows)
     head = "<tr><th>File</th><th>Label</th><th>Probability</th></tr>"
     table = f'<div class="scroll"><table class="list"><thead>{head}</thead>{body}</table></div>'
     return table, "\ufeff" + text.getvalue()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SERVING = ["settings", "files", "bombs", "images", "bundle", "predict", "monitor", "service", "guard", "api", "views", "page", "tool",
+SERVING = ["settings", "files", "bombs", "images", "bundle", "calibrate", "judge", "predict", "monitor", "service", "guard", "api", "views", "page", "tool",
            "app"]
 HEAVY = ["torch", "torchvision", "fastai", "timm", "matplotlib", "sklearn"]
 
