@@ -9,10 +9,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from imgclf_nb.bundle import BundleInfo, write_bundle
-from imgclf_nb.data import prepare_data, read_manifest
+from imgclf_nb.bundle import BundleInfo, read_bundle, write_bundle
+from imgclf_nb.data import fingerprint_data, prepare_data, read_manifest
 from imgclf_nb.evaluate import EvaluationError, evaluate, find_top_losses, summarize_metrics
 from imgclf_nb.example import _NETWORK, LABELS, draw_example, write_example_bundle
+from imgclf_nb.metrics import estimate_interval
+from imgclf_nb.predict import Predictor
 from imgclf_nb.settings import Settings
 
 KEYS = ("schema, labels, n_test, accuracy, accuracy_ci95, top5_accuracy, macro_f1, weighted_f1, log_loss, brier, ece, "
@@ -164,3 +166,92 @@ def test_pictures_beyond_the_usual_limit_are_shown(tmp_path):
     test = pd.DataFrame({"path": [str(tmp_path / "large.png")], "label": ["leaf"]})
     [(picture, caption)] = find_top_losses(test, np.array([[0.2, 0.5, 0.3]]), labels=LABELS)
     assert picture.size == (160, 160) and caption == "large.png: leaf, named sea with 50.0%"
+
+
+@pytest.mark.parametrize("accuracy", [0.9, 0.95, 0.98, 0.99, 0.995])
+def test_the_interval_holds_the_accuracy_on_all_data(accuracy):
+    """Test sets of about 400 images, one or two to a group, half of the pairs right or wrong together.
+
+    A thousand of them: with 200, the count itself varies by 1.5 points.
+    """
+    random = np.random.default_rng(0)
+    size, both = random.integers(1, 3, 20_000), random.random(20_000) < 0.5
+    first, second = random.random((2, 20_000)) < accuracy
+    right = np.stack([first, np.where(both, first, second)])
+    true = (right[0].sum() + right[1][size == 2].sum()) / size.sum()
+
+    def covers():
+        k = random.integers(0, 20_000, 267)
+        number = np.repeat(np.arange(267), size[k])
+        answers = np.concatenate([right[: size[j], j] for j in k])
+        low, high = estimate_interval(answers, number)
+        return low <= true <= high
+    held = np.mean([covers() for _ in range(1000)])
+    assert 0.93 <= held <= 0.97
+
+
+def test_answers_are_written_image_by_image(example):
+    metrics = evaluate(example)
+    rows = pd.read_csv(example.results_dir / "predictions.csv", dtype={"sha256": str, "group": str})
+    manifest = read_manifest(example.data_dir / "pictures")
+    assert sorted(rows.sha256) == sorted(manifest.sha256[manifest.split == "test"])
+    assert (rows.label == rows.prediction).mean() == metrics["accuracy"]
+    assert 1 - rows.unsure.mean() == metrics["answered"]["coverage"]
+    answer = Predictor(example.model_dir / "bundle").predict(example.data_dir / "pictures" / rows.path[0])
+    assert (answer.label, answer.unsure) == (rows.prediction[0], rows.unsure[0])
+    assert answer.probability == pytest.approx(rows.probability[0], abs=1e-6)
+
+
+def test_worse_pictures_are_scored_unless_switched_off(example):
+    steps = evaluate(example)["robustness"]
+    assert [step["change"] for step in steps] == ["none", *np.repeat(["blur", "noise", "jpeg", "rotation"], 3)]
+    assert all(step["accuracy_ci95"][0] <= step["accuracy"] <= step["accuracy_ci95"][1] for step in steps)
+    assert evaluate(example.model_copy(update={"robustness": False}))["robustness"] == []
+
+
+def test_the_dark_part_is_found(example):
+    files = sorted((Path(path) for path in read_manifest(example.data_dir / "pictures").path), key=str)
+    for path in files[::4]:
+        Image.open(path).point(lambda value: value // 8).save(path)
+    dark = evaluate(example.model_copy(update={"robustness": False}))["slices"]["dark"]
+    assert dark["images"] >= 1 and "darkest quarter" in dark["rule"]
+
+
+def test_unknown_things_are_counted(example, tmp_path):
+    (tmp_path / "unknown").mkdir()
+    for name, colour in (("red", (250, 0, 0)), ("grey", (120, 120, 120)), ("white", (255, 255, 255))):
+        Image.new("RGB", (40, 40), colour).save(tmp_path / "unknown" / f"{name}.png")
+    unknown = evaluate(example.model_copy(update={"unknown_dir": tmp_path / "unknown"}))["unknown"]
+    assert (unknown["images"], unknown["folder"]) == (3, "unknown") and unknown["accepted"] == pytest.approx(1 / 3)
+
+
+def test_a_wrong_folder_of_unknown_things_is_one_line(example, imgclf, tmp_path):
+    before = listing(tmp_path)
+    ran = imgclf("evaluate", example.source, "--unknown-dir", "nowhere")
+    assert (ran.returncode, ran.stdout) == (2, "") and "no such folder" in ran.stderr and ran.stderr.count("\n") == 1
+    assert listing(tmp_path) == before
+
+
+def train(settings):
+    """Make the example bundle one that was trained on this data set."""
+    manifest = read_manifest(settings.data_dir / "pictures")
+    bundle = read_bundle(settings.model_dir / "bundle")
+    data = {"name": "pictures", "fingerprint": fingerprint_data(manifest)}
+    (bundle.path / "model.onnx").rename(settings.model_dir / "model.onnx")
+    write_bundle(bundle.path, bundle.info.model_copy(update={"data": data}), model_file=settings.model_dir / "model.onnx")
+
+
+def test_the_card_carries_the_score(example):
+    train(example)
+    metrics = evaluate(example)
+    bundle = read_bundle(example.model_dir / "bundle")
+    card = (bundle.path / "README.md").read_text(encoding="utf-8")
+    assert f"| accuracy | {metrics['accuracy']:.1%} (" in card and card.count("## Score") == 1
+    assert metrics["model"]["sha256"] == bundle.sha256   # so that the page shows this score for this bundle
+    assert {**evaluate(example), "seconds": 0} == {**metrics, "seconds": 0}
+    assert read_bundle(bundle.path).sha256 == bundle.sha256
+
+
+def test_the_card_of_a_model_from_other_data_stays(example):
+    before = read_bundle(example.model_dir / "bundle").sha256
+    assert evaluate(example)["model"]["sha256"] == before == read_bundle(example.model_dir / "bundle").sha256

@@ -1,0 +1,116 @@
+"""Two runs compared, and one repeated, as a user does it: what is said, what is refused, what is left alone."""
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from imgclf_nb.compare import compare_runs
+from imgclf_nb.data import prepare_data
+from imgclf_nb.evaluate import evaluate
+from imgclf_nb.example import LABELS, draw_example, write_example_bundle
+from imgclf_nb.reproduce import record_run, reproduce_run
+from imgclf_nb.settings import Settings
+
+
+def write_run(folder, right, groups=None, first=0):
+    """A results folder of a model that is right on the images where `right` says so."""
+    folder.mkdir()
+    n = len(right)
+    rows = pd.DataFrame({"path": [f"{i}.jpg" for i in range(n)], "sha256": [f"{first + i:064x}" for i in range(n)],
+                         "group": np.arange(n) if groups is None else groups, "label": "cat"})
+    rows.assign(prediction=np.where(right, "cat", "dog"), probability=0.9, unsure=False).to_csv(
+        folder / "predictions.csv", index=False)
+    scores = {"accuracy": float(np.mean(right)), "model": {"name": folder.name, "arch": "resnet18"}}
+    (folder / "metrics.json").write_text(json.dumps(scores))
+    return folder
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """Settings of a small data set that the example bundle was scored on."""
+    for index, label in enumerate(LABELS):
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        for seed in range(14):
+            picture = draw_example(index, seed=seed, doubt=0.04 * seed, size_px=32)
+            picture.save(tmp_path / "pictures" / label / f"{seed:02}.png")
+    settings = Settings(source=str(tmp_path / "pictures"), data_dir=tmp_path / "data", model_dir=tmp_path / "model",
+                        results_dir=tmp_path / "results", robustness=False)
+    prepare_data(settings)
+    write_example_bundle(settings.model_dir / "bundle")
+    return settings
+
+
+def test_a_real_difference_and_luck(imgclf, tmp_path):
+    n = np.arange(400)
+    write_run(tmp_path / "good", n >= 8)
+    write_run(tmp_path / "poor", n >= 40)
+    write_run(tmp_path / "lucky", (n >= 10) | (n < 3))   # 3 right that `good` has wrong, 2 the other way
+    ran = imgclf("compare", "good", "poor")
+    assert ran.returncode == 0 and "The difference is real: A is better; +8.00 points" in ran.stdout
+    assert imgclf("compare", "poor", "good").stdout.splitlines()[-1].startswith("The difference is real: B is better")
+    assert imgclf("compare", "good", "lucky").stdout.splitlines()[-1].startswith("Can't tell")
+
+
+def test_copies_of_one_photograph_are_no_evidence(tmp_path):
+    n, groups = np.arange(400), np.arange(400) // 20   # one photograph twenty times makes the difference
+    single = compare_runs(write_run(tmp_path / "a", n >= 0), write_run(tmp_path / "b", n >= 20))[0]
+    copies = compare_runs(write_run(tmp_path / "c", n >= 0, groups), write_run(tmp_path / "d", n >= 20, groups))[0]
+    assert "The difference is real" in single and "Can't tell" in copies
+
+
+@pytest.mark.parametrize("words, said", [
+    (["a"], "takes two results folders"), (["a", "b", "a"], "takes two results folders"),
+    (["a", "nowhere"], "nowhere/predictions.csv is in no folder"), (["a", "other"], "0 are the same"),
+    (["a", "empty"], "predictions.csv is missing"), (["a", "broken"], "has no column")])
+def test_what_can_not_be_compared_is_one_line(imgclf, tmp_path, words, said):
+    write_run(tmp_path / "a", np.ones(20, bool))
+    write_run(tmp_path / "other", np.ones(20, bool), first=100)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "predictions.csv").write_text("a,b\n1,2\n")
+    ran = imgclf("compare", *words)
+    assert (ran.returncode, ran.stdout) == (2, "") and said in ran.stderr and ran.stderr.count("\n") == 1
+
+
+def test_an_evaluation_is_recorded_and_repeated(imgclf, scored, tmp_path):
+    places = ["--data-dir", scored.data_dir, "--model-dir", scored.model_dir, "--no-robustness"]
+    ran = imgclf("evaluate", scored.source, *places)
+    assert ran.returncode == 0, ran.stderr
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    [part] = json.loads((tmp_path / "results" / "run.json").read_text())["parts"]
+    assert part["steps"] == ["evaluate"] and part["seed"] == 42 and part["settings"]["robustness"] is False
+    assert part["versions"]["openvino"] and part["hardware"]["cores"] and len(part["data"]["fingerprint"]) == 64
+
+    ran = imgclf("reproduce", "results", "again")
+    assert ran.returncode == 0, ran.stderr
+    found = dict(line.strip().split(maxsplit=1) for line in ran.stdout.splitlines()[1:])
+    assert [found[name] for name in ("settings", "versions", "hardware", "data", "network", "metrics")] == ["the same"] * 6
+    assert before.items() <= {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}.items()
+
+    ran = imgclf("reproduce", "results", "again")
+    assert ran.returncode == 2 and "exists already" in ran.stderr and ran.stderr.count("\n") == 1
+
+
+def test_other_data_are_noticed(scored, tmp_path):
+    evaluate(scored)
+    record_run(scored, "evaluate")
+    manifest = pd.read_csv(scored.data_dir / "pictures" / "manifest.csv", dtype=str)
+    lost = manifest[manifest.split == "test"].index[0]
+    manifest.drop(index=lost).to_csv(scored.data_dir / "pictures" / "manifest.csv", index=False)
+    _, found = reproduce_run(scored.results_dir, tmp_path / "again")
+    assert "fingerprint" in found["data"] and "n_test" in found["metrics"] and found["first choices"] == "other test images"
+
+
+def test_secrets_stay_secret_and_git_may_be_missing(scored, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    evaluate(scored)
+    text = record_run(scored.model_copy(update={"api_key": "very secret key"}), "evaluate").read_text()
+    assert "very secret" not in text and json.loads(text)["parts"][0]["git"] is None
+
+
+def test_a_record_of_a_later_version_is_refused(imgclf, scored, tmp_path):
+    scored.results_dir.mkdir()
+    (scored.results_dir / "run.json").write_text('{"schema": 2, "parts": [{}]}')
+    ran = imgclf("reproduce", "results")
+    assert ran.returncode == 2 and "schema 1" in ran.stderr and not (tmp_path / "results_reproduced").exists()
