@@ -22,18 +22,21 @@ from .settings import ImgclfError, Settings, SettingsError, _Base, nearest_names
 _WHERE = ["name", "data_dir", "seed"]
 _PICTURES = ["workers", "max_megapixels"]
 _PREPARE = [*_WHERE, "top_n", "val_share", "test_share", "max_archive_gb", "image_size_px", "fit",
-            *_PICTURES, "max_file_mb"]
+            *_PICTURES, "max_file_mb", "twins", "drop"]
 _TRAIN = [*_WHERE, "model_dir", "results_dir", "image_size_px", "fit", *_PICTURES, "cache_gb",
           "arch", "weights", "recipe", "views", "batch_size", "head_epochs", "fine_tune_epochs",
           "fine_tune_stages", "head_lr", "fine_tune_lr", "find_lr", "balance", "mixup",
-          "label_smoothing", "flip", "resume", "precision"]
-_EVALUATE = [*_WHERE, "model_dir", "results_dir", *_PICTURES, "precision"]
+          "label_smoothing", "flip", "allow_leak", "resume", "precision"]
+_EVALUATE = [*_WHERE, "model_dir", "results_dir", *_PICTURES, "precision", "unknown_dir",
+             "robustness"]
 _EXPORT = [*_WHERE, "model_dir", *_PICTURES, "cache_gb", "precision"]
 _PREDICT = ["model_dir", "top_k", "format", *_PICTURES, "precision"]
 _SERVE = ["model_dir", "results_dir", "data_dir", "workers", "max_megapixels", "precision", "host",
           "port", "api_key", "rate_limit", "max_upload_mb", "max_request_mb", "max_files",
           "max_waiting", "body_timeout_s", "processes", "trusted_proxies", "log_format", "page", "mcp",
           "feedback_dir"]
+_PATHS = {"predict": "Files or folders", "compare": "Two results folders",
+          "reproduce": "A results folder and, if you like, the new folder"}
 _RUN = list(dict.fromkeys([*_PREPARE, *_TRAIN, *_EVALUATE]))
 COMMANDS = {  # name -> what it does, and the settings that are its options
     "prepare": ("Find, verify, de-duplicate and split pictures; "
@@ -47,6 +50,9 @@ COMMANDS = {  # name -> what it does, and the settings that are its options
     "predict": ("Name what is on pictures: files, or folders of them.", _PREDICT),
     "serve": ("Answer pictures at a web page and over HTTP.", _SERVE),
     "run": ("prepare, train and evaluate.", _RUN),
+    "compare": ("Say whether two runs (results folders) on the same test images differ by more "
+                "than luck.", []),
+    "reproduce": ("Repeat a run (results folder) in a new folder, and say what differs.", []),
 }
 
 # %% ../nbs/10_cli.ipynb #06b73675
@@ -78,8 +84,8 @@ def _make_parser(command: str) -> type:
         fields[name] = field.annotation, Field(
             default=field.default, default_factory=field.default_factory,
             description=(field.description or "") + _limits(field))
-    if command == "predict":
-        fields["paths"] = CliPositionalArg[list[str]], Field(description="Files or folders")
+    if command in _PATHS:
+        fields["paths"] = CliPositionalArg[list[str]], Field(description=_PATHS[command])
     elif command != "serve": fields["source"] = CliPositionalArg[str], Settings.model_fields["source"]
     parser = create_model(command, __base__=_Base, __doc__=about, **fields)
     parser.model_config.update(extra="ignore", cli_exit_on_error=False,
@@ -133,7 +139,7 @@ def _rows(files: list[Path], answers) -> dict:
         else:
             predictions = [{"label": label, "probability": p} for label, p in answer.predictions]
             yield {"path": str(path), "label": answer.label, "probability": answer.probability,
-                   "predictions": predictions}
+                   "unsure": answer.unsure, "reason": answer.reason, "predictions": predictions}
 
 # %% ../nbs/10_cli.ipynb #f3313138
 def _print_rows(rows, format: str) -> None:
@@ -143,13 +149,17 @@ def _print_rows(rows, format: str) -> None:
             print(",\n" if number else "[", json.dumps(row, ensure_ascii=False), sep="")
         print("]")
     elif format == "csv":
-        columns = ["path", "label", "probability", "error"]
+        columns = ["path", "label", "probability", "unsure", "reason", "error"]
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(columns)
-        for row in rows: writer.writerow([row.get(column, "") for column in columns])
+        words = {True: "yes", False: "no", None: ""}
+        for row in rows:
+            row["unsure"] = words[row.get("unsure")]
+            writer.writerow([row.get(column) for column in columns])
     else:
         for row in rows:
             best = [f"{p['label']} {p['probability']:.1%}" for p in row.get("predictions", ())]
+            if row.get("unsure"): best.append(f"unsure: {row['reason']}")
             print(f"{row['path']}   {'   '.join(best) or 'error: ' + row['error']}")
 
 # %% ../nbs/10_cli.ipynb #a62b2fa3
@@ -164,18 +174,23 @@ def _prepare(settings: Settings) -> None:
           f"{aside:,} set aside. See {data/'report.html'}", flush=True)
 
 # %% ../nbs/10_cli.ipynb #623cf317
-def _train(settings: Settings) -> None:
+def _train(settings: Settings, *steps: str) -> None:
     from imgclf_nb.export import train_bundle
+    from imgclf_nb.reproduce import record_run
     bundle = train_bundle(settings)
+    record_run(settings, *(steps or ["train"]))
     metrics = bundle.info.metrics
     print(f"{bundle.path}: {metrics['accuracy']:.1%} of the validation images right; "
           f"the bundle agrees with the trained network on {metrics['same_top1']:.1%} of them",
           flush=True)
 
 # %% ../nbs/10_cli.ipynb #e5447170
-def _evaluate(settings: Settings) -> None:
+def _evaluate(settings: Settings, *steps: str) -> None:
     from imgclf_nb.evaluate import evaluate, summarize_metrics
-    print(summarize_metrics(evaluate(settings)))
+    from imgclf_nb.reproduce import record_run
+    metrics = evaluate(settings)
+    record_run(settings, *(steps or ["evaluate"]))
+    print(summarize_metrics(metrics))
 
 # %% ../nbs/10_cli.ipynb #ab60ec44
 def _export(settings: Settings) -> None:
@@ -200,7 +215,9 @@ def _run(settings: Settings) -> None:
     from imgclf_nb.weights import load_network
     resolved = settings.resolve()
     load_network(resolved.arch, weights=resolved.weights)
-    for step in (_prepare, _train, _evaluate): step(settings)
+    _prepare(settings)
+    _train(settings, "prepare", "train")
+    _evaluate(settings, "prepare", "train", "evaluate")
     print(f"\nReport: {settings.results_dir/'report.html'}\nNext:   imgclf predict PICTURE...")
 
 # %% ../nbs/10_cli.ipynb #df76d424
@@ -217,10 +234,27 @@ def _predict(settings: Settings, paths: list) -> None:
     answers = predictor.predict_many(files, top_k=settings.top_k)
     _print_rows(_rows(files, answers), settings.format)
 
+# %% ../nbs/10_cli.ipynb #f9245539
+def _compare(settings: Settings, paths: list) -> None:
+    from imgclf_nb.compare import compare_runs
+    if len(paths) != 2:
+        raise SettingsError(f"compare takes two results folders, and got {len(paths)}: "
+                            "imgclf compare RUN_A RUN_B")
+    print(compare_runs(*paths)[0])
+
+def _reproduce(settings: Settings, paths: list) -> None:
+    from imgclf_nb.reproduce import reproduce_run
+    if len(paths) > 2:
+        raise SettingsError(f"reproduce takes a results folder and a new folder, and got "
+                            f"{len(paths)}: imgclf reproduce RUN [FOLDER]")
+    new, found = reproduce_run(*paths)
+    print("\n".join([f"{new}: {paths[0]} again", *(f"  {what:<14} {difference}"
+                                                    for what, difference in found.items())]))
+
 # %% ../nbs/10_cli.ipynb #df2a2669
 def _overview() -> str:
     "What `imgclf` alone prints."
-    rows = "\n".join(f"  {name:<10}{about}" for name, (about, _) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<11}{about}" for name, (about, _) in COMMANDS.items())
     return (f"imgclf {__version__}: train an image classifier on your own pictures, "
             f"and trust its score.\n\n"
             f"usage: imgclf COMMAND [SOURCE] [--option value]\n\n{rows}\n\n"
@@ -240,8 +274,7 @@ def _do(words: list[str]) -> None:
         raise SettingsError("precision=int8: training makes a float bundle; train with auto, then "
                             "run `imgclf export --precision int8`")
     with explain_storage(settings.data_dir):
-        if words[0] == "predict": _predict(settings, paths)
-        else: globals()[f"_{words[0]}"](settings)
+        globals()[f"_{words[0]}"](settings, *([paths] if words[0] in _PATHS else []))
 
 def main(
     words: list[str] | None = None, # Command line without the program's name; by default ours

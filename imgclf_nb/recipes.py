@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from .backbones import load_backbone
-from .data import find_data, fingerprint_data, read_manifest
+from .data import check_splits, find_data, fingerprint_data, read_manifest
 from .fast import FastRun, fit_fast
 from .files import hash_file, write_atomic
 from .loaders import cache_pixels, make_loaders
@@ -84,6 +84,7 @@ def train_model(
     backbone = load_backbone(arch, weights=settings.weights, size_px=size_px)
     data = find_data(settings)
     manifest = read_manifest(data)
+    if not settings.allow_leak: check_splits(manifest)
     set_seed(settings.seed)
     pixels = cache_pixels(manifest, data, settings=settings)
     learner = make_learner(make_loaders(manifest, pixels, settings=settings), backbone,

@@ -218,7 +218,7 @@ def test_every_kind_of_archive(tmp_path, prepare, suffix, mode):
     manifest = prepare(path)
     data = tmp_path / "data" / "pets"
     assert listing(tmp_path / "data")[0] == "pets" and sorted(os.listdir(data)) == [
-        "images", "manifest.csv", "quarantine.csv", "report.html", "source.json"]
+        "images", "manifest.csv", "quarantine.csv", "report.html", "source.json", "twins.csv"]
     assert manifest.label.value_counts().to_dict() == {"cat": 10, "dog": 10}
     stored = pd.read_csv(data / "manifest.csv")
     assert list(stored) == ["path", "label", "split", "sha256", "width_px", "height_px", "group"]
