@@ -39,6 +39,7 @@ def read_answers(
     if rows.empty: raise CompareError(f"{file} has no rows; run `imgclf evaluate` again")
     return rows.sort_values(["sha256", "path"]).reset_index(drop=True)
 
+# %% ../nbs/08c_compare.ipynb #3cb55884
 def _pair(run_a: str | Path, run_b: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     "The answers of two runs, row for row on the same images; raises `CompareError`."
     a, b = read_answers(run_a), read_answers(run_b)

@@ -210,7 +210,8 @@ def _list_scores(metrics: dict) -> pd.DataFrame:
     "The numbers of the score as a table, with intervals where there are some."
     rows = {"accuracy": _say(metrics["accuracy"], metrics["accuracy_ci95"]),
             "accuracy, best of five": f"{metrics['top5_accuracy']:.1%}",
-            "macro F1": f"{metrics['macro_f1']:.3f}", "weighted F1": f"{metrics['weighted_f1']:.3f}",
+            "macro F1": f"{metrics['macro_f1']:.3f}",
+            "weighted F1": f"{metrics['weighted_f1']:.3f}",
             "log loss": f"{metrics['log_loss']:.4f}", "Brier score": f"{metrics['brier']:.4f}",
             "calibration error (ECE)": _say(metrics["ece"], metrics["ece_ci95"]),
             "ECE without the temperature": f"{metrics['ece_before']:.1%}"}

@@ -61,7 +61,8 @@ def find_slices(
     sources = _find_sources(test)
     for source in sorted(set(sources)):
         found[f"from {source}"] = (f"pictures in {source}", (sources == source).to_numpy())
-    return {name: (rule, rows) for name, (rule, rows) in found.items() if 0 < rows.sum() < len(rows)}
+    return {name: (rule, rows) for name, (rule, rows) in found.items()
+            if 0 < rows.sum() < len(rows)}
 
 # %% ../nbs/07c_probes.ipynb #ed2d660d
 def plot_slices(
@@ -171,8 +172,8 @@ def answer_unknown(
     folder = Path(folder)
     paths = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ProbeError(f"unknown-dir={folder}: "
-                         f"{'no pictures in this folder' if folder.is_dir() else 'no such folder'}; "
+        why = "no pictures in this folder" if folder.is_dir() else "no such folder"
+        raise ProbeError(f"unknown-dir={folder}: {why}; "
                          "give a folder with pictures that show none of the classes")
     answers = track(predictor.predict_many(paths, top_k=1), "unknown pictures", total=len(paths))
     rows = [(str(path), answer.label, answer.probability, answer.unsure)

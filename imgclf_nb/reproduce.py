@@ -94,6 +94,7 @@ def _read_record(run: str | Path) -> dict:
                              "upgrade imgclf_nb, or run `imgclf evaluate` again")
     return record
 
+# %% ../nbs/08d_reproduce.ipynb #89363346
 def record_run(
     settings: Settings, # Of the run
     *steps: str,        # What was done with them: prepare, train, evaluate
@@ -112,7 +113,8 @@ def record_run(
              for earlier in parts if earlier["network"] == part["network"]]
     record = {"schema": 1, "parts": [*(p for p in parts if p["steps"]), part]}
     with write_atomic(file) as partial:
-        partial.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(record, indent=1, ensure_ascii=False)
+        partial.write_text(text + "\n", encoding="utf-8")
     return file
 
 # %% ../nbs/08d_reproduce.ipynb #080c9433
@@ -189,6 +191,7 @@ def _repeat(settings: Settings, steps: list) -> None:
     for step in steps: doing[step](settings)
     record_run(settings, *steps)
 
+# %% ../nbs/08d_reproduce.ipynb #4ea26a19
 def reproduce_run(
     run: str | Path,                  # Results folder of the run to repeat
     folder: str | Path | None = None, # New folder; by default `<run>_reproduced` beside it
