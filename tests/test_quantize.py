@@ -125,6 +125,10 @@ def test_int8_and_back(made, tmp_path, imgclf, here):
         assert answers[name].shape == values.shape and not np.array_equal(answers[name], values)
         assert np.corrcoef(answers[name].ravel(), values.ravel())[0, 1] > 0.98
 
+    ours, theirs = (read_bundle(tmp_path / "model" / name) for name in ("bundle", "bundle_float"))   # fitted anew
+    assert set(ours.info.thresholds) == {"unsure", "unlike"} and ours.info.thresholds != theirs.info.thresholds
+    assert not np.array_equal(ours.read_reference()["points"], theirs.read_reference()["points"])
+
     kept = contents(tmp_path / "model" / "bundle_float")
     assert {f"bundle/{name}": value for name, value in kept.items()} == before
     assert here("export", "colours", "--precision", "int8").returncode == 0   # again, from the float bundle
