@@ -23,7 +23,8 @@ from torch import nn
 
 from .backbones import Backbone, cut_backbone
 from .depthwise import restore_depthwise, swap_depthwise
-from .features import RowFile, make_view, run_frozen, write_rows
+from .features import (RowFile, _name_file, make_view, pool_features, run_frozen,
+                                write_rows)
 from .settings import Settings
 from .train import (Checkpoint, _Bfloat16, _FrozenStatistics, _group_parameters,
                              fit_phase)
@@ -65,22 +66,6 @@ def solve_head(
             kept = {name: value.clone() for name, value in layer.state_dict().items()}
     layer.load_state_dict({"weight": kept["weight"] / scale, "bias": kept["bias"]})
     return layer, best
-
-# %% ../nbs/05a_fast.ipynb #6e470081
-def _name_file(backbone: Backbone, manifest: pd.DataFrame, *choices) -> str:
-    "A name for what a network makes of pictures."
-    pictures = "".join(manifest.sha256 + manifest.split)
-    key = hashlib.sha256(json.dumps([backbone.arch, pictures, *choices]).encode())
-    for value in backbone.body.state_dict().values(): key.update(value.cpu().numpy().tobytes())
-    return key.hexdigest()[:16]
-
-def _compute_features(backbone: Backbone, pixels, numbers: np.ndarray, file: Path) -> torch.Tensor:
-    "Pooled features of the pictures with these numbers, float32 [N, D]."
-    shape = (len(numbers), backbone.n_features)
-    def read(places): return pixels[numbers[places]]
-    def fill(sink): run_frozen(backbone.body, len(numbers), read, sink=sink, pool=True)
-    rows = RowFile(file) if file.exists() else write_rows(file, shape, fill)
-    return torch.from_numpy(np.stack([rows[k] for k in range(len(rows))])).float()
 
 # %% ../nbs/05a_fast.ipynb #45602f69
 class _Activations:
@@ -170,6 +155,8 @@ class FastRun:
         self.n_top = min(n_top, len(self.backbone.stages))
         self.parts = cut_backbone(self.backbone, self.n_top, size_px=size_px)
         self.labels = self.manifest.label.tolist()
+        self.key = _name_file(self.backbone, self.manifest.sha256 + self.manifest.split, size_px,
+                              self.settings.fit)   # now, before any weight changes
         self.rows = [np.flatnonzero(self.manifest.split == split) for split in ("train", "val")]
         body, head = self.learner.model
         self.model = nn.Sequential(self.parts[1], head) if self.parts else self.learner.model
@@ -177,19 +164,23 @@ class FastRun:
             with torch.no_grad(): self.cut = self.parts[0](torch.zeros(1, 3, size_px, size_px))
 
     def name(self,
-        kind: str, # `features` or `activations`
-        *choices,  # What else they depend on
-    ) -> Path:     # A file in `folder`
-        "Name the file for what the network makes of these pictures."
-        what = self.settings.image_size_px, self.settings.fit, *choices
-        return self.folder/f"{_name_file(self.backbone, self.manifest, kind, *what)}-{kind}.npy"
+        *choices, # What the activations depend on besides pictures, size and fit
+    ) -> Path:    # A file in `folder`
+        "Name the file for the activations of these pictures."
+        key = hashlib.sha256(json.dumps([self.key, *choices]).encode()).hexdigest()
+        return self.folder/f"{key[:16]}-activations.npy"
 
 # %% ../nbs/05a_fast.ipynb #cf9826d2
-def _solve(run: FastRun, checkpoint: Checkpoint) -> None:
-    "The first phase."
-    began, labels = time.perf_counter(), sorted(set(run.labels))
-    numbers, count = np.concatenate(run.rows), len(run.rows[0])
-    features = _compute_features(run.backbone, run.pixels, numbers, run.name("features"))
+def _read_features(run: FastRun) -> torch.Tensor:
+    "The features of the training pictures and then of validation's; before any layer is swapped."
+    features = pool_features(run.backbone, run.pixels, manifest=run.manifest, folder=run.folder,
+                             settings=run.settings)
+    return torch.from_numpy(features[np.concatenate(run.rows)]).float()
+
+def _solve(run: FastRun, checkpoint: Checkpoint, features: torch.Tensor, began: float) -> None:
+    "The first phase, which began at this time."
+    labels, count = sorted(set(run.labels)), len(run.rows[0])
+    numbers = np.concatenate(run.rows)
     targets = torch.tensor([labels.index(run.labels[number]) for number in numbers])
     rows = np.arange(count), np.arange(count, len(numbers))
     layer, reached = solve_head(features, targets, rows, loss_func=run.learner.loss_func,
@@ -201,8 +192,7 @@ def _make_part(run: FastRun) -> tuple[Learner, Path]:
     "A learner for the upper stages and the head, and the file of activations that feeds it."
     settings, (lower, upper) = run.settings, run.parts
     places = _Activations(run.rows, settings, 2 * run.cut.numel())
-    file = run.name("activations", run.n_top, places.views, len(places), settings.seed,
-                    settings.flip)
+    file = run.name(run.n_top, places.views, len(places), settings.seed, settings.flip)
     activations = _store_activations(run, places, file)
     top = dataclasses.replace(run.backbone, body=upper, stages=run.backbone.stages[-run.n_top:])
     def split(model): return [*_group_parameters(top), list(model[1].parameters())]
@@ -230,10 +220,11 @@ def fit_fast(
     state: dict | None = None, # What the loaded checkpoint holds of the model
 ) -> pd.DataFrame:             # History: a row for the head, and one for each epoch after it
     "Solve the head, then train the top stages; leave the best weights in the run's learner."
-    settings = run.settings
+    settings, began = run.settings, time.perf_counter()
+    features = None if state else _read_features(run)
     swapped = swap_depthwise(run.parts[1], run.cut) if run.parts else []
     if state: run.model.load_state_dict(state)
-    else: _solve(run, checkpoint)
+    else: _solve(run, checkpoint, features, began)
     wanted = settings.fine_tune_epochs and checkpoint.history[0]["valid_accuracy"] < _GOOD
     if wanted and checkpoint.done < settings.fine_tune_epochs and not _is_done(checkpoint):
         _fine_tune(run, checkpoint)
