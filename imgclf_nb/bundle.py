@@ -79,7 +79,7 @@ class Bundle:
             raise BundleError(f"{file} can't be read ({error}); "
                               "copy or export the bundle again") from error
 
-# %% ../nbs/06_bundle.ipynb #92106c01
+# %% ../nbs/06_bundle.ipynb #33ee87b6
 def _describe_doubt(info: BundleInfo) -> str:
     "How the model says that it does not know."
     signs = {"unsure": "its probability is below {:.3g} (`low confidence`)",
@@ -89,6 +89,7 @@ def _describe_doubt(info: BundleInfo) -> str:
              if key in info.thresholds]
     return f"It calls an answer unsure where {', or where '.join(found)}." if found else ""
 
+# %% ../nbs/06_bundle.ipynb #92106c01
 def _write_card(info: BundleInfo) -> str:
     "Text of the model card."
     rows = [("architecture", info.arch), ("classes", len(info.labels)),

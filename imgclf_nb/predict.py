@@ -77,7 +77,7 @@ def _compile(bundle: Bundle, precision: str, hints: tuple = ("THROUGHPUT",)) -> 
                           f"names {len(bundle.info.labels)} labels: export the bundle again")
     return compiled, precision
 
-# %% ../nbs/07_predict.ipynb #2e27af12
+# %% ../nbs/07_predict.ipynb #00b9e351
 def _find_judge(bundle: Bundle, shape: tuple) -> Judge:
     "What tells sure from unsure answers; raises `BundleError` where it does not suit the network."
     try: return Judge(bundle.info.thresholds, bundle.read_reference(), n_features=shape[0])
@@ -85,6 +85,7 @@ def _find_judge(bundle: Bundle, shape: tuple) -> Judge:
         raise BundleError(f"{bundle.path/'reference.npz'} does not suit the network ({error}): "
                           "export the bundle again") from error
 
+# %% ../nbs/07_predict.ipynb #2e27af12
 class _Engine:
     "A compiled network that any number of threads may share."
     def __init__(self, bundle: Bundle, precision: str, quick: bool = False):
