@@ -22,7 +22,7 @@ from .images import ImageError, load_pixels, measure_image, open_image
 from .report import write_report
 from .settings import Settings, nearest_names
 from .sources import SPLITS, Source, name_source, open_source
-from .twins import Description, describe_picture, find_twins, group_twins, read_grey
+from .twins import describe_picture, find_twins, group_twins, read_grey
 
 # %% ../nbs/02a_data.ipynb #1b26a71a
 def _inspect(path: str, settings: Settings) -> tuple:
