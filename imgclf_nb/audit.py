@@ -76,6 +76,7 @@ def predict_held_out(
     return softmax(scores / np.float32(np.exp(best)), axis=1)
 
 # %% ../nbs/04c_audit.ipynb #1b8bec94
+_SURE = 0.9   # enough for any class
 def find_label_errors(
     features: np.ndarray, # Float [N, D], of a network that has not learnt these labels
     labels: np.ndarray,   # Class of each, [N]
@@ -92,6 +93,7 @@ def find_label_errors(
     own = probabilities[places, given]
     counts = np.bincount(given, minlength=len(names))
     thresholds = np.bincount(given, own, len(names)) / np.maximum(counts, 1)
+    thresholds = thresholds.clip(max=_SURE)
     confident = np.where(probabilities >= thresholds, probabilities, 0)
     others = probabilities.copy()
     others[places, given] = -1
@@ -189,7 +191,7 @@ def _describe(suspects: pd.DataFrame, odd: pd.DataFrame, pixels: np.ndarray) -> 
 def audit_data(
     settings: Settings, # Which prepared data set
     backbone: Backbone, # Pretrained, as the training will begin with
-) -> list:              # Sections for `write_report`
+) -> tuple:             # Sections for `add_sections`; numbers of likely errors, and of odd pictures
     "Look for wrong labels and odd pictures; writes suspects.csv and odd.csv."
     settings = settings.resolve()
     data = find_data(settings)
@@ -205,4 +207,5 @@ def audit_data(
         table = table.assign(path=manifest.path.to_numpy()[table.row]).drop(columns="row")
         columns = ["path", *(column for column in table if column != "path")]
         _write_table(table[columns].round(4), data/name, data)
-    return _describe(suspects, odd, pixels)
+    counts = int(suspects.is_error.sum()), int(odd.row.nunique())
+    return _describe(suspects, odd, pixels), counts

@@ -22,7 +22,8 @@ from .settings import ImgclfError, Settings, SettingsError, _Base, nearest_names
 _WHERE = ["name", "data_dir", "seed"]
 _PICTURES = ["workers", "max_megapixels"]
 _PREPARE = [*_WHERE, "top_n", "val_share", "test_share", "max_archive_gb", "image_size_px", "fit",
-            *_PICTURES, "max_file_mb", "twins", "drop"]
+            *_PICTURES, "max_file_mb", "cache_gb",
+            "twins", "drop", "audit", "arch", "weights"]
 _TRAIN = [*_WHERE, "model_dir", "results_dir", "image_size_px", "fit", *_PICTURES, "cache_gb",
           "arch", "weights", "recipe", "views", "batch_size", "head_epochs", "fine_tune_epochs",
           "fine_tune_stages", "head_lr", "fine_tune_lr", "find_lr", "balance", "mixup",
@@ -163,6 +164,20 @@ def _print_rows(rows, format: str) -> None:
             print(f"{row['path']}   {'   '.join(best) or 'error: ' + row['error']}")
 
 # %% ../nbs/10_cli.ipynb #a62b2fa3
+def _audit(settings: Settings, data: Path) -> str:
+    "Look for wrong labels and odd pictures; gives what was found, in words."
+    from imgclf_nb.audit import audit_data
+    from imgclf_nb.backbones import load_backbone
+    from imgclf_nb.report import add_sections
+    from imgclf_nb.weights import WeightsError
+    settings = settings.resolve()
+    try: backbone = load_backbone(settings.arch, weights=settings.weights,
+                                  size_px=settings.image_size_px)
+    except WeightsError as error: return f"; labels not looked at: {error}"
+    sections, (suspects, odd) = audit_data(settings, backbone)
+    add_sections(data/"report.html", sections)
+    return f"; {suspects:,} labels are probably wrong, {odd:,} pictures are odd"
+
 def _prepare(settings: Settings) -> None:
     from imgclf_nb.data import prepare_data, read_manifest
     data = prepare_data(settings)
@@ -170,8 +185,9 @@ def _prepare(settings: Settings) -> None:
     with open(data/"quarantine.csv", encoding="utf-8") as file: aside = sum(1 for _ in file) - 1
     counts = ", ".join(f"{(manifest.split == split).sum():,} {split}"
                        for split in ("train", "val", "test"))
+    found = _audit(settings, data) if settings.audit else ""
     print(f"{data}: {len(manifest):,} pictures of {manifest.label.nunique()} classes ({counts}); "
-          f"{aside:,} set aside. See {data/'report.html'}", flush=True)
+          f"{aside:,} set aside{found}. See {data/'report.html'}", flush=True)
 
 # %% ../nbs/10_cli.ipynb #623cf317
 def _train(settings: Settings, *steps: str) -> None:

@@ -89,6 +89,8 @@ class _DataSettings(_Base):
         "side of each split; without it only identical files")
     drop: Path | None = Field(None, description=
         "CSV with a column path: pictures to leave out, as somebody has decided who looked at them")
+    audit: bool = Field(True, description=
+        "Look for wrong labels and odd pictures, with the network that training begins with")
     max_archive_gb: float = Field(20, gt=0, description=
         "Refuse archives that unpack to more than this, in GB")
 

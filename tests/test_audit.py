@@ -79,7 +79,7 @@ def stripes(tmp_path):
 
 def test_lists_and_report_of_a_folder(stripes):
     data = prepare_data(stripes)
-    sections = audit_data(stripes, load_backbone("efficientnet_lite0", size_px=64))
+    sections, _ = audit_data(stripes, load_backbone("efficientnet_lite0", size_px=64))
     suspects = pd.read_csv(data / "suspects.csv", dtype={"label": str, "suggested": str}, keep_default_na=False)
     assert list(suspects) == ["path", "label", "suggested", "score", "is_error"]
     wrong = suspects[suspects.path.str.contains("wrong")]
