@@ -133,16 +133,18 @@ class _Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
 # %% ../nbs/09i_app.ipynb #f928fb45
+_DEAF = ((0x30, 0, 0, 13), (0x45, 0, 1, 2),   # BPF: if byte 13 of the TCP header says SYN,
+         (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))   # pass nothing of the packet, else all
+
 def _close_door(listening: socket.socket) -> None:
-    "Leave every knock unanswered, by a filter that passes no packet; on Linux only."
-    nothing = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))   # BPF: return 0
-    program = struct.pack("HP", 1, ctypes.addressof(nothing))
+    "Leave every new knock unanswered; who is on the threshold still comes in. On Linux only."
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _DEAF))
+    program = struct.pack("HP", len(_DEAF), ctypes.addressof(code))
     attach_filter = 26   # SO_ATTACH_FILTER, see socket(7)
     if sys.platform == "linux": listening.setsockopt(socket.SOL_SOCKET, attach_filter, program)
 
 def _accept_last(listening: socket.socket) -> list[socket.socket]:
-    "Let no further connection come, and give those that wait to be accepted."
-    with suppress(OSError): _close_door(listening)
+    "Give the connections that wait to be accepted, and let no further one come."
     connections = []
     try:
         while True:
@@ -152,6 +154,7 @@ def _accept_last(listening: socket.socket) -> list[socket.socket]:
     with suppress(OSError): listening.shutdown(socket.SHUT_RDWR)   # at once, unlike uvloop's close
     return connections
 
+# %% ../nbs/09i_app.ipynb #473f7418
 class _Server(uvicorn.Server):
     "A uvicorn server that answers what it has accepted, and ends with exit code 0."
     stopped = hands_over = False   # hands_over: another server goes on with the same socket
@@ -174,8 +177,11 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets=None):
         guard, loop = self.config.app, asyncio.get_running_loop()
         guard.draining = True
-        ends = self.stopped or not self.hands_over
-        late = [link for listening in sockets if ends for link in _accept_last(listening)]
+        ending = sockets if self.stopped or not self.hands_over else []
+        for listening in ending:
+            with suppress(OSError): _close_door(listening)
+        await asyncio.sleep(0.05)   # the last step of a connection that has begun
+        late = [link for listening in ending for link in _accept_last(listening)]
         for listening in [*self.servers, *sockets]: listening.close()
         for connection in late:
             await loop.connect_accepted_socket(self.make_protocol, connection)
