@@ -34,7 +34,8 @@ _EXPORT = [*_WHERE, "model_dir", *_PICTURES, "cache_gb", "precision"]
 _PREDICT = ["model_dir", "top_k", "format", *_PICTURES, "precision"]
 _SERVE = ["model_dir", "results_dir", "data_dir", "workers", "max_megapixels", "precision", "host",
           "port", "api_key", "rate_limit", "max_upload_mb", "max_request_mb", "max_files",
-          "max_waiting", "body_timeout_s", "processes", "trusted_proxies", "log_format", "page", "mcp",
+          "max_waiting", "body_timeout_s", "processes", "trusted_proxies", "log_format", "page",
+          "mcp",
           "feedback_dir"]
 _PATHS = {"predict": "Files or folders", "compare": "Two results folders",
           "reproduce": "A results folder and, if you like, the new folder"}
@@ -87,7 +88,8 @@ def _make_parser(command: str) -> type:
             description=(field.description or "") + _limits(field))
     if command in _PATHS:
         fields["paths"] = CliPositionalArg[list[str]], Field(description=_PATHS[command])
-    elif command != "serve": fields["source"] = CliPositionalArg[str], Settings.model_fields["source"]
+    elif command != "serve":
+        fields["source"] = CliPositionalArg[str], Settings.model_fields["source"]
     parser = create_model(command, __base__=_Base, __doc__=about, **fields)
     parser.model_config.update(extra="ignore", cli_exit_on_error=False,
                                cli_prog_name=f"imgclf {command}")

@@ -283,8 +283,8 @@ def _show_twins(pairs: pd.DataFrame, settings: Settings, most: int = 30) -> list
     pictures = [(Image.fromarray(look(path)), f"{label}: {Path(path).name}, {row.correlation:.3f}")
                 for row in order[:most].itertuples()
                 for path, label in ((row.path, row.label), (row.twin, row.twin_label))]
-    return [f"{len(pairs):,} pairs show the same photograph, whole or in part; each pair is kept on "
-            f"one side of the split. {conflicts:,} of them have two labels. All are in twins.csv; "
+    return [f"{len(pairs):,} pairs show the same photograph, whole or in part; each pair is kept "
+            f"on one side of the split. {conflicts:,} of them have two labels. All are in twins.csv; "
             f"here are the first {min(most, len(pairs))}, pair by pair, with their correlation.",
             pictures]
 

@@ -66,8 +66,8 @@ def open_image(
         raise ImageError(f"not a readable image; {formats}") from error
     width_px, height_px = picture.size
     if max(width_px, height_px) > 65_535:
-        raise ImageError(f"the picture has {width_px} x {height_px} pixels; the limit is 65,535 for "
-                         f"a side, so make it smaller", "too large")
+        raise ImageError(f"the picture has {width_px} x {height_px} pixels; the limit is 65,535 "
+                         f"for a side, so make it smaller", "too large")
     if width_px * height_px > max_megapixels * 1e6:
         raise ImageError(f"the picture has {width_px} x {height_px} pixels; the limit is "
                          f"{max_megapixels:g} million, so make it smaller", "too large")

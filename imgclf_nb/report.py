@@ -76,7 +76,8 @@ _SECTIONS = Template("""{% for heading, parts in sections %}<section><h2>{{ head
 
 def _render_sections(sections: list) -> str:
     "All sections, and the end of the page."
-    return _SECTIONS.render(sections=[(heading, map(_render, parts)) for heading, parts in sections])
+    rendered = [(heading, map(_render, parts)) for heading, parts in sections]
+    return _SECTIONS.render(sections=rendered)
 
 def write_report(
     path: str | Path, # HTML file to write

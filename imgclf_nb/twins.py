@@ -95,7 +95,8 @@ def _propose_twins(descriptions: list) -> np.ndarray:
         taken[[one, other]] += 1
     waves = np.array([seen.wave for seen in descriptions])
     parts = waves.view(np.uint16).reshape(-1, 4)
-    near = np.unique(np.concatenate([_share_keys(parts[:, k], numbers, count, 1)[0] for k in range(4)]))
+    near = [_share_keys(parts[:, part], numbers, count, least=1)[0] for part in range(4)]
+    near = np.unique(np.concatenate(near))
     one, other = np.divmod(near, count)
     alike = np.bitwise_count(waves[one] ^ waves[other]) <= _BITS
     alike &= (waves[one] != 0) & (waves[other] != 0)
