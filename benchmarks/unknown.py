@@ -19,7 +19,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
-from imgclf_nb.calibrate import _find_logits, calibrate_model, fit_reference, measure_distance
+from imgclf_nb.calibrate import calibrate_model, find_logits, fit_reference
 from imgclf_nb.judge import LOW, UNLIKE, Judge
 from imgclf_nb.predict import Predictor
 
@@ -57,7 +57,7 @@ def find_scores(out, info, temperature):
     """Each published score for all pictures, larger for what is less known, and where it comes from."""
     features, truth = out["features"].astype(float), out["truth"]
     train = out["part"] == "train"
-    logits = _find_logits(out["probabilities"], info.temperature)
+    logits = find_logits(out["probabilities"], info.temperature)
     bias = np.median((d := logits - out["evidence"]) - d[:, :1], 0)   # the head's, but for a constant
     logits = out["evidence"] + bias                                   # the head's logits, but for that constant
     weights = np.linalg.lstsq(features[train], out["evidence"][train], rcond=None)[0]
@@ -151,7 +151,7 @@ def main():
                                np.r_[score[rows["test"]], score[rows[n]]]) for n in ("background", "others")]
         table.append([name, source, *describe(part, score <= limit, auroc)])
 
-    logits = _find_logits(out["probabilities"], info.temperature)
+    logits = find_logits(out["probabilities"], info.temperature)
     probabilities = np.exp(log_softmax(logits / temperature, axis=1))
     confidences, right = probabilities.max(1), probabilities.argmax(1) == truth
     judge = Judge(limits, reference, n_features=out["features"].shape[1])

@@ -139,6 +139,7 @@ def _list_blocks(body: nn.Module) -> list[nn.Module]:
         waiting = inner + waiting
     return blocks
 
+# %% ../nbs/04_backbones.ipynb #3af565f3
 def cut_backbone(
     backbone: Backbone, # Body and its stages
     n_top: int,         # How many stages go to the upper part, from 1

@@ -22,8 +22,7 @@ from .settings import ImgclfError, Settings, SettingsError, _Base, nearest_names
 _WHERE = ["name", "data_dir", "seed"]
 _PICTURES = ["workers", "max_megapixels"]
 _PREPARE = [*_WHERE, "top_n", "val_share", "test_share", "max_archive_gb", "image_size_px", "fit",
-            *_PICTURES, "max_file_mb", "cache_gb",
-            "twins", "drop", "audit", "arch", "weights"]
+            *_PICTURES, "max_file_mb", "cache_gb", "twins", "drop", "audit", "arch", "weights"]
 _TRAIN = [*_WHERE, "model_dir", "results_dir", "image_size_px", "fit", *_PICTURES, "cache_gb",
           "arch", "weights", "recipe", "views", "batch_size", "head_epochs", "fine_tune_epochs",
           "fine_tune_stages", "head_lr", "fine_tune_lr", "find_lr", "balance", "mixup",
@@ -35,8 +34,7 @@ _PREDICT = ["model_dir", "top_k", "format", *_PICTURES, "precision"]
 _SERVE = ["model_dir", "results_dir", "data_dir", "workers", "max_megapixels", "precision", "host",
           "port", "api_key", "rate_limit", "max_upload_mb", "max_request_mb", "max_files",
           "max_waiting", "body_timeout_s", "processes", "trusted_proxies", "log_format", "page",
-          "mcp",
-          "feedback_dir"]
+          "mcp", "feedback_dir"]
 _PATHS = {"predict": "Files or folders", "compare": "Two results folders",
           "reproduce": "A results folder and, if you like, the new folder"}
 _RUN = list(dict.fromkeys([*_PREPARE, *_TRAIN, *_EVALUATE]))
@@ -117,18 +115,14 @@ def parse_words(
     return Settings(**values), paths
 
 # %% ../nbs/10_cli.ipynb #2a9ded77
-def _list_folder(folder: Path) -> list[Path]:
-    "The pictures below a folder, sorted; hidden ones left out."
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES
-                  and not any(part.startswith(".") for part in file.relative_to(folder).parts))
-
 def find_pictures(
     paths: list[str], # Files or folders
 ) -> list[Path]:      # Files as given; folders replaced by the pictures below them
     "List the pictures that `imgclf predict` was asked for; raises `SettingsError`."
+    from imgclf_nb.predict import list_pictures
     found = []
     for path in map(Path, paths):
-        below = _list_folder(path) if path.is_dir() else [path]
+        below = list_pictures(path) if path.is_dir() else [path]
         if not below:
             raise SettingsError(f"no pictures in {path}; looked for {', '.join(SUFFIXES)}")
         found += below
@@ -182,11 +176,11 @@ def _audit(settings: Settings, data: Path) -> str:
 
 def _prepare(settings: Settings) -> None:
     from imgclf_nb.data import prepare_data, read_manifest
+    from imgclf_nb.sources import SPLITS
     data = prepare_data(settings)
     manifest = read_manifest(data)
     with open(data/"quarantine.csv", encoding="utf-8") as file: aside = sum(1 for _ in file) - 1
-    counts = ", ".join(f"{(manifest.split == split).sum():,} {split}"
-                       for split in ("train", "val", "test"))
+    counts = ", ".join(f"{(manifest.split == name).sum():,} {name}" for name in SPLITS)
     found = _audit(settings, data) if settings.audit else ""
     print(f"{data}: {len(manifest):,} pictures of {manifest.label.nunique()} classes ({counts}); "
           f"{aside:,} set aside{found}. See {data/'report.html'}", flush=True)

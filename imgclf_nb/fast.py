@@ -42,6 +42,7 @@ def _minimise(layer: nn.Linear, loss) -> None:
         return value
     steps.step(compute)
 
+# %% ../nbs/05a_fast.ipynb #4c2c42b7
 def solve_head(
     features: torch.Tensor, # Of all pictures, float32 [N, D]
     targets: torch.Tensor,  # Their classes, int64 [N]

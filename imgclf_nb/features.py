@@ -30,6 +30,7 @@ class _FromBytes(nn.Module):
         maps = self.net(images.permute(0, 3, 1, 2).float() / 255)
         return maps.float().mean((2, 3)) if self.pool else maps.half()
 
+# %% ../nbs/04a_features.ipynb #ea92772e
 def _make_openvino(net: nn.Module, example: torch.Tensor, sink):
     "Two functions: start a batch (its number, its pixels), and wait for all."
     sys.modules.setdefault("openvino_telemetry", None)   # it would call Intel
@@ -123,6 +124,7 @@ class RowFile:
         content = self.file.read(self.row_bytes)
         return np.frombuffer(content, self.dtype).reshape(self.shape[1:])
 
+# %% ../nbs/04a_features.ipynb #91e39b2e
 def write_rows(
     path: str | Path, # File to write, whole or not at all
     shape: tuple,     # Number of rows, and shape of each

@@ -93,6 +93,7 @@ def _find_range(picture: Image.Image) -> tuple[float, float] | None:
     if low > high: raise ImageError("the picture holds no finite value")
     return low, high
 
+# %% ../nbs/01_images.ipynb #008b9da1
 def _scale_deep(picture: Image.Image, extremes: tuple | None) -> Image.Image:
     "Bring grey pictures of 16 or 32 bits to 8 bits; others pass."
     if picture.mode.startswith("I;16"):

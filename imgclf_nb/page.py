@@ -229,6 +229,7 @@ def _lay_many(events: _Events) -> None:
     download = gr.DownloadButton("Download as CSV", visible=False, elem_id="csv")
     files.change(_tell(events.see_many), files, [gallery, table, download], **_PRIVATE)
 
+# %% ../nbs/09g_page.ipynb #15fac46f
 def make_page(
     service: Service,   # What answers
     settings: Settings, # Limits and folders

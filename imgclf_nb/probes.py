@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageFilter
 
 from .files import track
-from .images import SUFFIXES, ImageError, load_pixels
-from .predict import Predictor
+from .images import ImageError, load_pixels
+from .predict import Predictor, list_pictures
 from .settings import ImgclfError
 
 # %% ../nbs/07c_probes.ipynb #c307fa3e
@@ -170,7 +170,7 @@ def answer_unknown(
 ) -> pd.DataFrame:        # path, label, probability, unsure; unreadable pictures are left out
     "Ask about pictures of unknown things; raises `ProbeError`."
     folder = Path(folder)
-    paths = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    paths = list_pictures(folder)
     if not paths:
         why = "no pictures in this folder" if folder.is_dir() else "no such folder"
         raise ProbeError(f"unknown-dir={folder}: {why}; "

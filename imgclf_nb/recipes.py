@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from .backbones import load_backbone
-from .data import check_splits, find_data, fingerprint_data, read_manifest
+from .data import find_data, fingerprint_data, read_manifest
 from .fast import FastRun, fit_fast
 from .files import hash_file, write_atomic
 from .loaders import cache_pixels, make_loaders
 from .settings import Settings
+from .splits import check_splits
 from .train import (Checkpoint, _save_tensors, find_lr, fit_phases, make_learner,
                              plot_history)
 

@@ -23,6 +23,7 @@ def _decode_base64(text: str) -> bytes:
         raise ImgclfError("`picture` is not base64: send the bytes of the file in base64, "
                           "no path and no address") from None
 
+# %% ../nbs/09h_tool.ipynb #4d1a89b0
 def make_tool(
     service: Service,   # What answers
     settings: Settings, # Limits

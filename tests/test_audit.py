@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from imgclf_nb.audit import audit_data, find_label_errors, measure_distance
+from imgclf_nb.audit import audit_data, find_label_errors, rate_distance
 from imgclf_nb.backbones import load_backbone
 from imgclf_nb.data import prepare_data
 from imgclf_nb.report import write_report
@@ -57,7 +57,7 @@ def test_a_class_in_one_group_is_not_accused():
 def test_features_without_any_difference_are_no_error():
     suspects = find_label_errors(np.zeros((40, 8)), np.array(list("ab") * 20), np.arange(40))
     assert len(suspects) == 40 and np.isfinite(suspects.score).all()
-    assert (measure_distance(np.ones((40, 8)), np.array(["a"] * 40)) == 0).all()
+    assert (rate_distance(np.ones((40, 8)), np.array(["a"] * 40)) == 0).all()
 
 
 @pytest.fixture

@@ -24,11 +24,12 @@ from PIL import Image
 
 from imgclf_nb import sources
 from imgclf_nb.archives import DataError, _Budget, _Metered
-from imgclf_nb.data import fingerprint_data, find_data, prepare_data, read_manifest, split_groups
+from imgclf_nb.data import fingerprint_data, find_data, prepare_data, read_manifest
 from imgclf_nb.download import download_file, has_md5
 from imgclf_nb.files import StorageError
 from imgclf_nb.settings import Settings
 from imgclf_nb.sources import open_source
+from imgclf_nb.splits import split_groups
 
 
 def jpeg(seed, size=(24, 16)):

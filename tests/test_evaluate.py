@@ -11,10 +11,11 @@ from PIL import Image
 
 from imgclf_nb.bundle import BundleInfo, read_bundle, write_bundle
 from imgclf_nb.data import fingerprint_data, prepare_data, read_manifest
-from imgclf_nb.evaluate import EvaluationError, evaluate, find_top_losses, summarize_metrics
+from imgclf_nb.evaluate import evaluate, find_top_losses, summarize_metrics
 from imgclf_nb.example import _NETWORK, LABELS, draw_example, write_example_bundle
 from imgclf_nb.metrics import estimate_interval
 from imgclf_nb.predict import Predictor
+from imgclf_nb.scoring import EvaluationError
 from imgclf_nb.settings import Settings
 
 KEYS = ("schema, labels, n_test, accuracy, accuracy_ci95, top5_accuracy, macro_f1, weighted_f1, log_loss, brier, ece, "

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SERVING = ["settings", "files", "bombs", "images", "bundle", "calibrate", "judge", "predict", "monitor", "service", "guard", "api", "views", "page", "tool",
-           "app"]
+SERVING = ["settings", "files", "bombs", "images", "bundle", "judge", "predict", "monitor", "service", "guard", "api", "views", "page", "tool",
+           "door", "app"]
 HEAVY = ["torch", "torchvision", "fastai", "timm", "matplotlib", "sklearn"]
 
 

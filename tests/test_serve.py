@@ -259,8 +259,8 @@ while True:
 
 def test_who_came_in_at_the_last_moment_is_not_cut_off():
     """Two programs connect as fast as they can while the door closes: as many were let in as connected. Without
-    `_close_door`, or with a filter that drops the handshake's last packet too, one is lost in some of the rounds."""
-    from imgclf_nb.app import _accept_last, _close_door
+    `close_door`, or with a filter that drops the handshake's last packet too, one is lost in some of the rounds."""
+    from imgclf_nb.door import accept_last, close_door
     for _ in range(15):
         with socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
             listening.setblocking(False)
@@ -272,9 +272,9 @@ def test_who_came_in_at_the_last_moment_is_not_cut_off():
                     let_in.append(listening.accept()[0])
                 except BlockingIOError:
                     pass
-            _close_door(listening)
+            close_door(listening)
             time.sleep(0.05)
-            let_in += _accept_last(listening)
+            let_in += accept_last(listening)
             came = sum(len(guest.communicate(timeout=30)[0].split()) for guest in guests)
         assert came > 10 and len(let_in) == came
         for link in let_in:

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from imgclf_nb.archives import DataError
-from imgclf_nb.data import check_splits, prepare_data, read_manifest
+from imgclf_nb.data import prepare_data, read_manifest
 from imgclf_nb.settings import Settings
+from imgclf_nb.splits import check_splits
 from imgclf_nb.twins import describe_picture, find_twins, read_grey
 
 

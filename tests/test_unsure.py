@@ -14,8 +14,9 @@ from test_quantize import make
 from test_serve import call_tool, connect
 
 from imgclf_nb.bundle import BundleError, read_bundle, write_bundle
-from imgclf_nb.calibrate import fit_reference, measure_distance
+from imgclf_nb.calibrate import fit_reference
 from imgclf_nb.example import draw_example, write_example_bundle
+from imgclf_nb.judge import measure_distance
 from imgclf_nb.predict import Predictor
 
 REASONS = {"sea.png": None, "grey.png": "low confidence", "lime.png": "unlike the training data"}
