@@ -206,21 +206,15 @@ def _evaluate(settings: Settings, *steps: str) -> None:
 
 # %% ../nbs/10_cli.ipynb #ab60ec44
 def _export(settings: Settings) -> None:
-    from imgclf_nb.quantize import quantize_bundle, restore_float
+    from imgclf_nb.quantize import quantize_bundle, restore_float, say_gain
     if settings.precision != "int8":
         bundle = restore_float(settings)
         print(f"{bundle.path}: the float bundle, as training wrote it; `--precision int8` "
               "quantises it", flush=True)
         return
     bundle, gain = quantize_bundle(settings)
-    ratio = gain["images_per_s"] / gain["float_images_per_s"]
-    print(f"{bundle.path}: int8, {ratio:.2f} times as fast as {gain['float_precision']} "
-          f"({gain['images_per_s']:,.0f} against {gain['float_images_per_s']:,.0f} images/s), "
-          f"{gain['bytes'] / 1e6:.1f} MB instead of {gain['float_bytes'] / 1e6:.1f}; "
-          f"{gain['accuracy']:.2%} of the validation images right instead of "
-          f"{gain['float_accuracy']:.2%}, {gain['same_top1']:.2%} of the answers the same. The "
-          f"float bundle is kept in {settings.model_dir/'bundle_float'}"
-          f"{'' if ratio > 1.1 else '; it is as fast: `imgclf export` puts it back'}", flush=True)
+    print(f"{bundle.path}: {say_gain(gain)}. The float bundle is kept in "
+          f"{settings.model_dir/'bundle_float'}", flush=True)
 
 # %% ../nbs/10_cli.ipynb #40cddce0
 def _run(settings: Settings) -> None:

@@ -27,7 +27,7 @@ from .twins import describe_picture, find_twins, group_twins, read_grey
 
 # %% ../nbs/02b_data.ipynb #1b26a71a
 def _inspect(path: str, settings: Settings) -> tuple:
-    "Checksum, width and height in pixels, why the file can't be used (or empty), description."
+    "Checksum, width and height in pixels, and why the file can't be used (empty if it can)."
     try:
         path.encode()
         if "\r" in path: raise ImageError("the file's name holds a line break; rename it")
@@ -39,34 +39,36 @@ def _inspect(path: str, settings: Settings) -> tuple:
         data, limit = Path(path).read_bytes(), settings.max_megapixels
         size_px = measure_image(open_image(data, max_megapixels=limit))
         load_pixels(data, size_px=settings.image_size_px, fit=settings.fit, max_megapixels=limit)
-        seen = describe_picture(read_grey(data, max_megapixels=limit)) if settings.twins else None
-        return hashlib.sha256(data).hexdigest(), *size_px, "", seen
+        return hashlib.sha256(data).hexdigest(), *size_px, ""
     except ImageError as error: reason = str(error)
     except UnicodeEncodeError: reason = "the file's name is not UTF-8; rename it"
     except (OSError, ValueError) as error:
         reason = f"can't be read: {getattr(error, 'strerror', None) or error}"
-    return "", 0, 0, reason, None
+    return "", 0, 0, reason
 
 # %% ../nbs/02b_data.ipynb #4853c7a2
-def _inspect_all(files: pd.DataFrame, settings: Settings) -> tuple[pd.DataFrame, list]:
-    "Add sha256, width_px, height_px, reason and group to a source's table; give descriptions too."
+def _map_threads(function, items: list, settings: Settings, what: str) -> list:
+    "Call a function for each item in several threads, with progress."
     pool = ThreadPoolExecutor(settings.workers)
-    try: found = list(track(pool.map(partial(_inspect, settings=settings), files.path),
-                            "checking images", total=len(files)))
+    try: return list(track(pool.map(function, items), what, total=len(items)))
     finally: pool.shutdown(cancel_futures=True)
-    columns = ["sha256", "width_px", "height_px", "reason"]
-    seen = [row[-1] for row in found]
-    found = pd.DataFrame([row[:-1] for row in found], files.index, columns, dtype=object)
-    return files.assign(**found, group=found.sha256.str[:16]), seen
+
+def _inspect_all(files: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    "Add sha256, width_px, height_px, reason and group to the table of a source."
+    found = _map_threads(partial(_inspect, settings=settings), files.path, settings,
+                         "checking images")
+    found = pd.DataFrame(found, files.index, ["sha256", "width_px", "height_px", "reason"], object)
+    return files.assign(**found, group=found.sha256.str[:16])
 
 # %% ../nbs/02b_data.ipynb #2b8cc03c
 _CONFLICT = "the same file has the label"
 
-def _group(table: pd.DataFrame, seen: list, settings: Settings) -> tuple:
+def _group(table: pd.DataFrame, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Give twins the same group; the pairs come with it, as `path`, `twin`, labels and proofs."
-    rows = np.flatnonzero((table.reason == "") & ~table.duplicated("sha256"))
-    if not settings.twins: seen, rows = [], rows[:0]
-    pairs = find_twins([seen[row] for row in rows], workers=settings.workers)
+    rows = np.flatnonzero(~table.duplicated("sha256")) if settings.twins else np.zeros(0, int)
+    look = lambda path: describe_picture(read_grey(path, max_megapixels=settings.max_megapixels))
+    seen = _map_threads(look, table.path.iloc[rows], settings, "describing images")
+    pairs = find_twins(seen, workers=settings.workers)
     parts, names = group_twins(pairs, len(rows)), table.group.iloc[rows]
     least = names.groupby(parts).min()   # the name of a group is that of its first file
     name = dict(zip(names, least.reindex(parts)))
@@ -279,13 +281,14 @@ def prepare_data(
     settings = settings.resolve()
     with open_source(settings) as source, warnings.catch_warnings():
         warnings.simplefilter("ignore")   # Pillow's remarks on odd files
-        table, seen = _inspect_all(source.files.reset_index(drop=True), settings)
-        table = _drop(table, settings.drop, source.folder)
-        table, pairs = _group(table, seen, settings)
-        table = _set_aside_copies(table)
+        table = _inspect_all(source.files.reset_index(drop=True), settings)
+        table = _set_aside_copies(_drop(table, settings.drop, source.folder))
+        kept, pairs = _group(_keep_largest(table, settings.top_n), settings)
+        kept = _set_aside_copies(kept)
+        table.loc[kept.index, "reason"] = kept.reason
         quarantine = table[table.reason != ""].sort_values("path")
         for name in ("path", "label"): quarantine[name] = quarantine[name].map(_mend)
-        manifest = _keep_largest(table, settings.top_n).sort_values(["label", "path"])
+        manifest = kept[kept.reason == ""].sort_values(["label", "path"])
         pairs = pairs[pairs.path.isin(manifest.path) & pairs.twin.isin(manifest.path)]
         shares = dict(val_share=settings.val_share, test_share=settings.test_share)
         if len(manifest): manifest["split"] = split_groups(manifest, **shares, seed=settings.seed)

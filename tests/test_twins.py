@@ -136,7 +136,7 @@ def test_no_photograph_straddles_a_split(real_archive, tmp_path):
     assert find_by_force(manifest.path, manifest.label.tolist(), manifest.split.tolist()) == set()
     manifest["name"] = [Path(path).name for path in manifest.path]
     faces = {label: manifest[manifest.label == label].set_index("name") for label in ("Faces", "Faces_easy")}
-    both = faces["Faces"].join(faces["Faces_easy"], rsuffix="_easy", how="inner")
+    both = faces["Faces"].join(faces["Faces_easy"].add_suffix("_easy"), how="inner")
     apart, straddle = both[both.group != both.group_easy], both[both.split != both.split_easy]
     print(f"{len(both)} faces are there twice; {len(apart)} pairs were not found, {len(straddle)} of them straddle a split")
     assert len(both) > 250 and len(apart) <= 0.04 * len(both) and len(straddle) <= 0.025 * len(both)
