@@ -20,7 +20,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
 from imgclf_nb.calibrate import calibrate_model, find_logits, fit_reference
-from imgclf_nb.judge import LOW, UNLIKE, Judge
+from imgclf_nb.judge import LOW, UNLIKE, Judge, measure_distance
 from imgclf_nb.predict import Predictor
 
 HERE = Path(__file__).resolve().parent
