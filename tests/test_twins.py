@@ -63,6 +63,17 @@ def test_a_copy_is_found_and_nothing_else(scenes, way):
     assert manifest.groupby("group").split.nunique().max() == 1
 
 
+def test_the_same_room_with_something_else_in_it_is_no_twin():
+    """Two shots share the corners of the background; what stands in front of it decides."""
+    room = draw_scene(1)
+    shots = [room.copy(), room.copy()]
+    for shot, seed in zip(shots, (2, 3)):
+        shot.paste(draw_scene(seed).resize((220, 165)), (70, 50))
+    descriptions = [describe_picture(np.asarray(shot.convert("L"))) for shot in shots]
+    assert len(find_twins(descriptions)) == 0
+    assert len(find_twins([descriptions[0], descriptions[0]])) == 1
+
+
 def test_twins_with_two_labels_are_listed_and_stay_together(scenes, tmp_path):
     for number in range(1, 20, 2):   # each cat, cut out, is a dog: as Faces and Faces_easy of Caltech-101
         draw_scene(number).crop((30, 20, 320, 240)).save(scenes / "dog" / f"part of {number}.jpg")
@@ -70,6 +81,9 @@ def test_twins_with_two_labels_are_listed_and_stay_together(scenes, tmp_path):
     manifest, twins = read_manifest(data), pd.read_csv(data / "twins.csv")
     assert len(manifest) == 50 and manifest.groupby("group").split.nunique().max() == 1
     assert len(twins) == 10 and (twins.label != twins.twin_label).all() and twins.correlation.min() > 0.95
+    by_path = manifest.set_index("path")
+    for one, other in zip(data / twins.path, data / twins.twin):
+        assert by_path.group[str(one)] == by_path.group[str(other)] and by_path.split[str(one)] == by_path.split[str(other)]
     assert "10 of them have two labels" in (data / "report.html").read_text()
     naive = read_manifest(prepare(scenes, twins=False, name="naive"))
     assert naive.group.nunique() == 50
