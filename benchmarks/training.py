@@ -336,7 +336,7 @@ def run_peer(name, folder, job):
 def prepare_split(source, root, options, seed):
     """Prepare the shared data set; gives the source for ours, the folder of the manifest, and the manifest."""
     from imgclf_nb.data import read_manifest
-    common = ["--data-dir", root / "data", "--image-size-px", options.size, "--seed", seed]
+    common = ["--data-dir", root / "data", "--image-size-px", options.size, "--seed", seed, "--no-audit"]
     top_n = ["--top-n", options.top_n] if options.top_n else []
     subprocess.run(imgclf("prepare", source, "--name", "shared", *common, *top_n), cwd=root, check=True)
     folder = root / "data" / "shared"
@@ -436,6 +436,7 @@ def summarize(runs, splits):
     """Means over the seeds; accuracy, its interval, and the answers, over the test images of all seeds."""
     import numpy as np
     import pandas as pd
+    from imgclf_nb.metrics import estimate_interval
     if not runs or any("failed" in run for run in runs.values()):
         return dict(failed=next((run["failed"] for run in runs.values() if "failed" in run), "not run"))
     tests = pd.concat([splits[seed][splits[seed].split == "test"].assign(seed=seed) for seed in runs])
@@ -444,30 +445,23 @@ def summarize(runs, splits):
     mean = lambda name: float(np.mean([run[name] for run in runs.values()]))
     stages = {stage: np.mean([run["seconds"].get(stage, 0) for run in runs.values()]) for stage in first["seconds"]}
     return dict(tests=tests, total=mean("total"), mb=max(run["mb"] for run in runs.values()), stages=stages,
-                accuracy=tests.right.mean(), interval=find_interval(tests.right, tests.group),
+                accuracy=tests.right.mean(), interval=estimate_interval(tests.right.to_numpy(), tests.group.to_numpy()),
                 per_class=np.mean([tests.right[tests.label == label].mean() for label in sorted(set(tests.label))]),
                 rate=mean("rate") if "rate" in first else None,
                 val_accuracy=mean("val_accuracy") if "val_accuracy" in first else None,
                 seeds=[sum(run["right"]) / len(run["right"]) for run in runs.values()])
 
 
-def find_interval(values, groups):
-    """The 95 % interval of a mean, drawing whole groups; for nothing but ones, the rule of three."""
-    from imgclf_nb.metrics import _bootstrap_accuracy
-    if values.min() == values.max() == 1:
-        return [max(0, 1 - 3 / len(values)), 1.0]
-    return _bootstrap_accuracy(values.to_numpy(float), groups.to_numpy(), 0)
-
-
 def say_difference(ours, theirs):
     """How many points of accuracy ours is better, on the same images, with its interval."""
+    from imgclf_nb.compare import measure_difference
     ours, theirs = ours["tests"], theirs["tests"]
     ours, theirs = ours[ours.seed.isin(theirs.seed)], theirs[theirs.seed.isin(ours.seed)]   # one may be a seed behind
-    difference = ours.right - theirs.right.to_numpy()
-    if not difference.any():
+    found = measure_difference(ours.right.to_numpy(), theirs.right.to_numpy(), groups=ours.group.to_numpy())
+    if not found["a_only"] + found["b_only"]:
         return "0.0, all the same"
-    low, high = find_interval(difference, ours.group)
-    return f"{100 * difference.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    low, high = found["difference_ci95"]
+    return f"{100 * found['difference']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def name_row(key, options, best):
@@ -502,7 +496,7 @@ def write_table(results, splits, scaling, options):
         kind = "random weights" if options.random else Path(options.weights).name if options.weights else "pretrained weights"
         lines += [f"{options.said}: {first.label.nunique()} classes, {sizes} images{seeds}. {options.arch} ({kind}) at "
                   f"{options.size} px. Ours goes from the source to the scored bundle; the peers begin with prepared files "
-                  "and end with the test images' predictions. Intervals are 95 %, by bootstrap over groups of like images; "
+                  "and end with the test images' predictions. Intervals are 95 %, over groups of like images; "
                   "the last column compares answers to the same images.", "",
                   "| recipe | wall s | times ours | by stage, s | training images/s | peak MB | test accuracy, % | "
                   "mean per class, % | ours better by, points |", "|---|---|---|---|---|---|---|---|---|"]

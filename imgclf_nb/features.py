@@ -38,7 +38,7 @@ def _make_openvino(net: nn.Module, example: torch.Tensor, sink):
     core = openvino.Core()
     with warnings.catch_warnings():   # of the tracer, about what it takes for constant
         warnings.simplefilter("ignore")
-        model = openvino.convert_model(net, example_input=example)
+        model = openvino.convert_model(net, example_input=example[:1])
     model.reshape(list(example.shape))
     bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     queue = openvino.AsyncInferQueue(core.compile_model(model, "CPU", {

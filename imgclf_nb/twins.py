@@ -66,10 +66,11 @@ def _share_keys(keys: np.ndarray, owners: np.ndarray, count: int, least: int) ->
     "Pairs of owners (as owner * count + other) that share at least so many keys, and how many."
     if not len(keys): return np.zeros((2, 0), np.int64)
     order = np.argsort(keys, kind="stable")
-    keys, owners = keys[order], owners[order].astype(np.int64)
+    keys, owners = keys[order], owners[order]
     lengths = np.diff(np.flatnonzero(np.r_[True, keys[1:] != keys[:-1], True]))
     keep = np.repeat((lengths > 1) & (lengths <= _MOST), lengths)
-    keys, owners, pairs = keys[keep], owners[keep], [np.zeros(0, np.int64)]
+    keys, owners = keys[keep], owners[keep].astype(np.int64)
+    pairs = [np.zeros(0, np.int64)]
     for shift in range(1, _MOST):
         same = (keys[shift:] == keys[:-shift]) & (owners[shift:] != owners[:-shift])
         one, other = owners[:-shift][same], owners[shift:][same]
@@ -84,8 +85,9 @@ def _propose_twins(descriptions: list) -> np.ndarray:
     "Pairs of numbers that are worth a second look, [P, 2]."
     count, numbers = len(descriptions), np.arange(len(descriptions))
     owners = np.repeat(numbers.astype(np.int32), [len(seen.points) for seen in descriptions])
-    words = np.concatenate([seen.words for seen in descriptions]).view(np.uint32)
-    found = [_share_keys(words[:, part], owners, count, least=2) for part in range(8)]
+    words = [seen.words.view(np.uint32) for seen in descriptions]
+    found = [_share_keys(np.concatenate([word[:, part] for word in words]), owners, count, least=2)
+             for part in range(8)]
     pairs, where = np.unique(np.concatenate([pair for pair, _ in found]), return_inverse=True)
     votes = np.bincount(where, np.concatenate([n for _, n in found]), len(pairs))
     best = pairs[np.argsort(-votes, kind="stable")][:int((votes >= _VOTES).sum())]

@@ -1,5 +1,6 @@
 """A module imports only modules of a smaller notebook number; the serving side never loads training or plotting."""
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -64,3 +65,12 @@ def test_predicting_loads_nothing_heavy(tmp_path):
             f"*[m for m in {HEAVY + ['onnx', 'pandas', 'scipy', 'fastcore']} if m in sys.modules])")
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert ran.stdout.split() == ["leaf"], ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda file: file.name)
+def test_benchmarks_import_what_there_is(file):
+    """A benchmark takes hours and is run seldom: what it imports in the middle of it must not be gone by then."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("imgclf_nb"):
+            module = importlib.import_module(node.module)
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
