@@ -263,6 +263,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'imgclf_nb.features._make_openvino': ('features.html#_make_openvino', 'imgclf_nb/features.py'),
                                     'imgclf_nb.features._make_torch': ('features.html#_make_torch', 'imgclf_nb/features.py'),
                                     'imgclf_nb.features._name_file': ('features.html#_name_file', 'imgclf_nb/features.py'),
+                                    'imgclf_nb.features._place_features': ('features.html#_place_features', 'imgclf_nb/features.py'),
+                                    'imgclf_nb.features.find_features': ('features.html#find_features', 'imgclf_nb/features.py'),
                                     'imgclf_nb.features.make_view': ('features.html#make_view', 'imgclf_nb/features.py'),
                                     'imgclf_nb.features.pool_features': ('features.html#pool_features', 'imgclf_nb/features.py'),
                                     'imgclf_nb.features.run_frozen': ('features.html#run_frozen', 'imgclf_nb/features.py'),

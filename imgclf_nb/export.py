@@ -19,6 +19,7 @@ from .backbones import LinearHead
 from .bundle import Bundle, BundleError, BundleInfo, write_bundle
 from .calibrate import calibrate_model, write_temperature
 from .data import find_data, fingerprint_data, read_manifest
+from .features import find_features
 from .loaders import Pixels, cache_pixels
 from .predict import Predictor
 from .settings import Settings
@@ -131,9 +132,10 @@ def _draw_rows(manifest: pd.DataFrame, seed: int, most: int = 2000) -> np.ndarra
 
 def _calibrate(predictor: Predictor, answers: dict, images: tuple, seed: int) -> tuple[dict, dict]:
     "Temperature and thresholds of a bundle for `bundle.json`, and its reference."
-    (pixels, manifest), info = images, predictor.info
+    (pixels, manifest, features), info = images, predictor.info
     classes, rows = manifest.label.map(info.labels.index).to_numpy(), _draw_rows(manifest, seed)
-    train = _answer_served(predictor, pixels, rows)
+    train = (_answer_served(predictor, pixels, rows) if features is None else
+             {"features": features[rows].astype(np.float32)})
     val = dict(answers, truth=classes[manifest.split == "val"])
     return calibrate_model(val, train, temperature=info.temperature)
 
@@ -156,6 +158,7 @@ def export_bundle(
     *,
     settings: Settings,     # Resolved
     name: str,              # Name of the data set
+    features: np.ndarray | None = None, # What this very body makes of all pictures, [N, D], if known
 ) -> Bundle:                # The bundle in `model_dir/bundle`
     "Write the bundle if it answers the validation images as the network; raises `BundleError`."
     rows = np.flatnonzero(manifest.split == "val")
@@ -167,7 +170,8 @@ def export_bundle(
         trial = write_bundle(temporary/"bundle", info, model_file=file)
         precision, metrics, theirs = _prove(trial, served, (pixels, rows), settings.precision)
         predictor = Predictor(trial.path, precision=precision)
-        fitted, reference = _calibrate(predictor, theirs, (pixels, manifest), seed=settings.seed)
+        fitted, reference = _calibrate(predictor, theirs, (pixels, manifest, features),
+                                       seed=settings.seed)
         write_temperature(file, fitted["temperature"])
         truth = manifest.label.iloc[rows].map(info.labels.index).to_numpy()
         accuracy = round(float((theirs["probabilities"].argmax(1) == truth).mean()), 4)
@@ -185,5 +189,6 @@ def train_bundle(
     learner = train_model(settings)
     data = find_data(settings)
     manifest = read_manifest(data)
+    features = find_features(learner.model[0], manifest, folder=data/"cache", settings=settings)
     return export_bundle(learner.model, manifest, cache_pixels(manifest, data, settings=settings),
-                         settings=settings, name=data.name)
+                         settings=settings, name=data.name, features=features)
