@@ -130,9 +130,10 @@ def _draw_rows(manifest: pd.DataFrame, seed: int, most: int = 2000) -> np.ndarra
     positions = manifest.index.get_indexer(mixed.index)
     return np.sort(positions[np.argsort(places, kind="stable")[:most]])
 
-def _calibrate(predictor: Predictor, answers: dict, images: tuple, seed: int) -> tuple[dict, dict]:
+def _calibrate(predictor: Predictor, answers: dict, images: tuple, seed: int,
+               features: np.ndarray | None = None) -> tuple[dict, dict]:
     "Temperature and thresholds of a bundle for `bundle.json`, and its reference."
-    (pixels, manifest, features), info = images, predictor.info
+    (pixels, manifest), info = images, predictor.info
     classes, rows = manifest.label.map(info.labels.index).to_numpy(), _draw_rows(manifest, seed)
     train = (_answer_served(predictor, pixels, rows) if features is None else
              {"features": features[rows].astype(np.float32)})
@@ -170,8 +171,8 @@ def export_bundle(
         trial = write_bundle(temporary/"bundle", info, model_file=file)
         precision, metrics, theirs = _prove(trial, served, (pixels, rows), settings.precision)
         predictor = Predictor(trial.path, precision=precision)
-        fitted, reference = _calibrate(predictor, theirs, (pixels, manifest, features),
-                                       seed=settings.seed)
+        fitted, reference = _calibrate(predictor, theirs, (pixels, manifest), seed=settings.seed,
+                                       features=features)
         write_temperature(file, fitted["temperature"])
         truth = manifest.label.iloc[rows].map(info.labels.index).to_numpy()
         accuracy = round(float((theirs["probabilities"].argmax(1) == truth).mean()), 4)
