@@ -145,6 +145,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'imgclf_nb.cli._do': ('cli.html#_do', 'imgclf_nb/cli.py'),
                                'imgclf_nb.cli._evaluate': ('cli.html#_evaluate', 'imgclf_nb/cli.py'),
                                'imgclf_nb.cli._export': ('cli.html#_export', 'imgclf_nb/cli.py'),
+                               'imgclf_nb.cli._hear_interrupts': ('cli.html#_hear_interrupts', 'imgclf_nb/cli.py'),
                                'imgclf_nb.cli._limits': ('cli.html#_limits', 'imgclf_nb/cli.py'),
                                'imgclf_nb.cli._make_parser': ('cli.html#_make_parser', 'imgclf_nb/cli.py'),
                                'imgclf_nb.cli._overview': ('cli.html#_overview', 'imgclf_nb/cli.py'),

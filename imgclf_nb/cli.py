@@ -6,8 +6,10 @@
 __all__ = ['COMMANDS', 'parse_words', 'find_pictures', 'main']
 
 # %% ../nbs/10_cli.ipynb #4a727738
-import argparse, csv, json, os, sys, warnings
+import _thread, argparse, csv, json, os, sys, warnings
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 
 from pydantic import Field, create_model
 from pydantic_settings import CliApp, CliPositionalArg, CliSettingsSource
@@ -282,6 +284,19 @@ def _do(words: list[str]) -> None:
     with explain_storage(settings.data_dir):
         globals()[f"_{words[0]}"](settings, *([paths] if words[0] in _PATHS else []))
 
+# %% ../nbs/10_cli.ipynb #b7840754
+@contextmanager
+def _hear_interrupts():
+    "Raise Ctrl-C again that fell into a callback."
+    former = sys.unraisablehook
+    def hook(report):
+        if report.exc_type is not KeyboardInterrupt: return former(report)
+        Timer(0.1, _thread.interrupt_main).start()
+    sys.unraisablehook = hook
+    try: yield
+    finally: sys.unraisablehook = former
+
+# %% ../nbs/10_cli.ipynb #02afa96c
 def main(
     words: list[str] | None = None, # Command line without the program's name; by default ours
 ) -> int:                           # Exit code: 0, 2 for a mistake of the user, 130 after Ctrl-C
@@ -290,7 +305,8 @@ def main(
     if not words or words[0] in ("-h", "--help", "help"): print(_overview()); return 0
     if words[0] in ("-V", "--version"): print(__version__); return 0
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    try: _do(words)
+    try:
+        with _hear_interrupts(): _do(words)
     except ImgclfError as error:
         print(f"imgclf: {' '.join(str(error).split())}", file=sys.stderr); return 2
     except KeyboardInterrupt:

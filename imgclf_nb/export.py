@@ -159,7 +159,7 @@ def export_bundle(
     *,
     settings: Settings,     # Resolved
     name: str,              # Name of the data set
-    features: np.ndarray | None = None, # What this very body makes of all pictures, [N, D], if known
+    features: np.ndarray | None = None, # What this body makes of all pictures, [N, D], if known
 ) -> Bundle:                # The bundle in `model_dir/bundle`
     "Write the bundle if it answers the validation images as the network; raises `BundleError`."
     rows = np.flatnonzero(manifest.split == "val")

@@ -156,8 +156,9 @@ class FastRun:
         self.n_top = min(n_top, len(self.backbone.stages))
         self.parts = cut_backbone(self.backbone, self.n_top, size_px=size_px)
         self.labels = self.manifest.label.tolist()
-        self.key = _name_file(self.backbone.arch, self.backbone.body,
-                              self.manifest.sha256 + self.manifest.split, size_px, self.settings.fit)   # now, before any weight changes
+        pictures = self.manifest.sha256 + self.manifest.split
+        self.key = _name_file(self.backbone.arch, self.backbone.body, pictures, size_px,
+                              self.settings.fit)   # now, before any weight changes
         self.rows = [np.flatnonzero(self.manifest.split == split) for split in ("train", "val")]
         body, head = self.learner.model
         self.model = nn.Sequential(self.parts[1], head) if self.parts else self.learner.model

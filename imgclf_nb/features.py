@@ -166,6 +166,7 @@ def find_features(
     file = _place_features(body, manifest, folder, settings)
     return np.load(file) if file.exists() else None
 
+# %% ../nbs/04a_features.ipynb #437b8ef1
 def pool_features(
     backbone: Backbone,     # Pretrained, not yet trained any further
     pixels: np.ndarray,     # uint8 [N, S, S, 3], or what can be indexed like it

@@ -155,3 +155,16 @@ def test_ctrl_c_leaves_no_parts(tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors and "stopped" in errors
     assert not list(tmp_path.rglob(".*.partial"))
+
+
+def test_ctrl_c_in_a_callback_is_heard(tmp_path):
+    """Python can't raise from a finalizer or a weak reference's callback: the command stops all the same."""
+    program = ("import signal, sys, time, imgclf_nb.cli as cli\n"
+               "class Deaf:\n    def __del__(self): signal.raise_signal(signal.SIGINT)\n"
+               "def work(words):\n    Deaf()\n    for _ in range(300): time.sleep(0.1)\n"
+               "cli._do = work\n"
+               "sys.exit(cli.main(['run']))\n")
+    began = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (130, "imgclf: stopped\n")
+    assert time.monotonic() - began < 20
