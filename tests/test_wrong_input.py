@@ -144,6 +144,15 @@ def test_full_disk(imgclf, small_disk, tmp_path, option):
             Image.open(path).load()
 
 
+@pytest.fixture
+def hearing():
+    """A background job of a shell is deaf to Ctrl-C, and so are its children: how the tests were started shall not matter."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.usefixtures("hearing")
 def test_ctrl_c_leaves_no_parts(tmp_path):
     """An interrupted training says so, without a traceback."""
     process = subprocess.Popen([Path(sys.executable).parent / "imgclf", "run"], cwd=tmp_path, stdout=subprocess.PIPE,
@@ -157,6 +166,7 @@ def test_ctrl_c_leaves_no_parts(tmp_path):
     assert not list(tmp_path.rglob(".*.partial"))
 
 
+@pytest.mark.usefixtures("hearing")
 def test_ctrl_c_in_a_callback_is_heard(tmp_path):
     """Python can't raise from a finalizer or a weak reference's callback: the command stops all the same."""
     program = ("import signal, sys, time, imgclf_nb.cli as cli\n"
