@@ -6,6 +6,7 @@
 __all__ = ['LinearHead', 'Backbone', 'load_backbone', 'cut_backbone']
 
 # %% ../nbs/04_backbones.ipynb #20e67e4c
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class _TimmBody(nn.Module):
         features = self.net.forward_features(images)
         if features.ndim == 3:      # tokens [N, h*w, features], after class and register tokens
             features = features[:, self.skip:].transpose(1, 2)
-            side = round(features.shape[2] ** 0.5)
+            side = math.isqrt(int(features.shape[2]))
             return features.unflatten(2, (side, side))
         last = features.shape[3] == self.net.num_features != features.shape[1]
         return features.permute(0, 3, 1, 2) if last else features

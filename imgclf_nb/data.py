@@ -26,8 +26,17 @@ from .splits import split_groups
 from .twins import describe_picture, find_twins, group_twins, read_grey
 
 # %% ../nbs/02b_data.ipynb #1b26a71a
+def _decode(data: bytes, settings: Settings) -> tuple:
+    "Width and height in pixels, and what twins are known by; raises `ImageError`."
+    limit, look = settings.max_megapixels, None
+    picture = open_image(data, max_megapixels=limit)
+    if not settings.twins or picture.format != "JPEG" or picture.mode not in ("L", "RGB"):
+        load_pixels(data, size_px=settings.image_size_px, fit=settings.fit, max_megapixels=limit)
+    if settings.twins: look = describe_picture(read_grey(data, max_megapixels=limit))
+    return *measure_image(picture), look
+
 def _inspect(path: str, settings: Settings) -> tuple:
-    "Checksum, width and height in pixels, and why the file can't be used (empty if it can)."
+    "Checksum, width, height, what twins are known by, and why the file can't be used (or '')."
     try:
         path.encode()
         if "\r" in path: raise ImageError("the file's name holds a line break; rename it")
@@ -36,29 +45,27 @@ def _inspect(path: str, settings: Settings) -> tuple:
         if info.st_size > settings.max_file_mb * 1e6:
             raise ImageError(f"{info.st_size / 1e6:.0f} MB; the limit is {settings.max_file_mb:g} "
                              f"(--max-file-mb)")
-        data, limit = Path(path).read_bytes(), settings.max_megapixels
-        size_px = measure_image(open_image(data, max_megapixels=limit))
-        load_pixels(data, size_px=settings.image_size_px, fit=settings.fit, max_megapixels=limit)
-        return hashlib.sha256(data).hexdigest(), *size_px, ""
+        data = Path(path).read_bytes()
+        return hashlib.sha256(data).hexdigest(), *_decode(data, settings), ""
     except ImageError as error: reason = str(error)
     except UnicodeEncodeError: reason = "the file's name is not UTF-8; rename it"
     except (OSError, ValueError) as error:
         reason = f"can't be read: {getattr(error, 'strerror', None) or error}"
-    return "", 0, 0, reason
+    return "", 0, 0, None, reason
+
 
 # %% ../nbs/02b_data.ipynb #4853c7a2
-def _map_threads(function, items: list, settings: Settings, what: str) -> list:
-    "Call a function for each item in several threads, with progress."
-    pool = ThreadPoolExecutor(settings.workers)
-    try: return list(track(pool.map(function, items), what, total=len(items)))
-    finally: pool.shutdown(cancel_futures=True)
-
 def _inspect_all(files: pd.DataFrame, settings: Settings) -> pd.DataFrame:
-    "Add sha256, width_px, height_px, reason and group to the table of a source."
-    found = _map_threads(partial(_inspect, settings=settings), files.path, settings,
-                         "checking images")
-    found = pd.DataFrame(found, files.index, ["sha256", "width_px", "height_px", "reason"], object)
-    return files.assign(**found, group=found.sha256.str[:16])
+    "Add sha256, width_px, height_px, look, reason and group to rows of a source."
+    pool, columns = ThreadPoolExecutor(settings.workers), ["sha256", "width_px", "height_px", "look"]
+    try:
+        found = pool.map(partial(_inspect, settings=settings), files.path)
+        found = list(track(found, "checking images", total=len(files)))
+    finally: pool.shutdown(cancel_futures=True)
+    found = pd.DataFrame(found, files.index, [*columns, "found"], object)
+    reason = files.reason.where(files.reason != "", found.pop("found"))
+    return files.assign(**found, reason=reason, group=found.sha256.str[:16])
+
 
 # %% ../nbs/02b_data.ipynb #2b8cc03c
 _CONFLICT = "the same file has the label"
@@ -66,9 +73,7 @@ _CONFLICT = "the same file has the label"
 def _group(table: pd.DataFrame, settings: Settings) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Give twins the same group; the pairs come with it, as `path`, `twin`, labels and proofs."
     rows = np.flatnonzero(~table.duplicated("sha256")) if settings.twins else np.zeros(0, int)
-    look = lambda path: describe_picture(read_grey(path, max_megapixels=settings.max_megapixels))
-    seen = _map_threads(look, table.path.iloc[rows], settings, "describing images")
-    pairs = find_twins(seen, workers=settings.workers)
+    pairs = find_twins(table.look.iloc[rows].tolist(), workers=settings.workers)
     parts, names = group_twins(pairs, len(rows)), table.group.iloc[rows]
     least = names.groupby(parts).min()   # the name of a group is that of its first file
     name = dict(zip(names, least.reindex(parts)))
@@ -113,12 +118,29 @@ def _drop(table: pd.DataFrame, file: Path | None, folder: Path) -> pd.DataFrame:
     return table.assign(reason=table.reason.mask(gone, f"dropped by {file}"))
 
 # %% ../nbs/02b_data.ipynb #69ccf60a
+def _rank(table: pd.DataFrame) -> list:
+    "Classes from the largest down, as (-usable images, label)."
+    counts = table[table.reason == ""].label.value_counts()
+    return sorted((-count, label) for label, count in counts.items())
+
 def _keep_largest(table: pd.DataFrame, top_n: int | None) -> pd.DataFrame:
     "Keep the usable rows of the `top_n` largest classes."
-    usable = table[table.reason == ""]
-    counts = usable.label.value_counts()
-    order = sorted(counts.index, key=lambda label: (-counts[label], label))
-    return usable[usable.label.isin(order[:top_n])]
+    labels = [label for _, label in _rank(table)[:top_n]]
+    return table[(table.reason == "") & table.label.isin(labels)]
+
+def _inspect_largest(files: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    "Inspect the classes that can be among the `top_n` largest."
+    sizes = _rank(files)
+    n = min(settings.top_n or len(sizes), len(sizes))
+    chosen = files.label.isin([label for _, label in sizes[:n]])
+    table = _set_aside_copies(_inspect_all(files[chosen], settings))
+    for size in sizes[n:]:
+        largest = _rank(table)
+        if len(largest) >= n and largest[n - 1] <= size: break
+        more = _inspect_all(files[files.label == size[1]], settings)
+        table = _set_aside_copies(pd.concat([table, more]))
+    return table.sort_index()
+
 
 # %% ../nbs/02b_data.ipynb #37924ce3
 def _check_enough(manifest: pd.DataFrame, quarantine: pd.DataFrame, settings: Settings):
@@ -281,8 +303,8 @@ def prepare_data(
     settings = settings.resolve()
     with open_source(settings) as source, warnings.catch_warnings():
         warnings.simplefilter("ignore")   # Pillow's remarks on odd files
-        table = _inspect_all(source.files.reset_index(drop=True), settings)
-        table = _set_aside_copies(_drop(table, settings.drop, source.folder))
+        files = source.files.reset_index(drop=True).assign(reason="")
+        table = _inspect_largest(_drop(files, settings.drop, source.folder), settings)
         kept, pairs = _group(_keep_largest(table, settings.top_n), settings)
         kept = _set_aside_copies(kept)
         table.loc[kept.index, "reason"] = kept.reason

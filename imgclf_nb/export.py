@@ -6,7 +6,7 @@
 __all__ = ['ServedModel', 'write_onnx', 'compare_answers', 'export_bundle', 'train_bundle']
 
 # %% ../nbs/07a_export.ipynb #3fdc4a75
-import contextlib, io, logging, platform, sys, tempfile, warnings
+import platform, sys, tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from .backbones import LinearHead
 from .bundle import Bundle, BundleError, BundleInfo, write_bundle
 from .calibrate import calibrate_model, write_temperature
 from .data import find_data, fingerprint_data, read_manifest
-from .features import find_features
+from .features import _write_graph, find_features
 from .loaders import Pixels, cache_pixels
 from .predict import Predictor
 from .settings import Settings
@@ -52,19 +52,7 @@ def write_onnx(
 ) -> Path:              # The file
     "Write the network as ONNX with any number of images at a time."
     example = torch.zeros(2, size_px, size_px, 3, dtype=torch.uint8)
-    batch = torch.export.Dim("batch", min=1, max=1024)
-    for layer in model.modules():   # in place is no different in a graph, and slow to take apart
-        if hasattr(layer, "inplace"): layer.inplace = False
-    quiet = logging.getLogger("torch.onnx"); level = quiet.level
-    quiet.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            torch.onnx.export(model.eval(), (example,), str(path), dynamo=True, external_data=False,
-                              verbose=False, input_names=["images"],
-                              output_names=["probabilities", "features", "evidence"],
-                              dynamic_shapes={"images": {0: batch}})
-    finally: quiet.setLevel(level)
+    _write_graph(model, example, str(path), ["probabilities", "features", "evidence"])
     return Path(path)
 
 # %% ../nbs/07a_export.ipynb #755244e1
@@ -100,7 +88,7 @@ def _answer_served(predictor: Predictor, pixels, rows: np.ndarray) -> dict:
     return dict(zip(names, map(np.concatenate, zip(*parts))))
 
 # %% ../nbs/07a_export.ipynb #727c74e3
-_SAMPLE = 64   # pictures that torch itself is asked about, at some 40 ms each
+_SAMPLE = 64   # pictures that torch itself is asked about, at some 15 ms each
 def _prove(
     trial: Bundle,       # The bundle on trial, in a temporary folder
     served: ServedModel, # The network
@@ -163,7 +151,7 @@ def export_bundle(
 ) -> Bundle:                # The bundle in `model_dir/bundle`
     "Write the bundle if it answers the validation images as the network; raises `BundleError`."
     rows = np.flatnonzero(manifest.split == "val")
-    served = ServedModel(model[0], model[1]).cpu().eval()
+    served = ServedModel(model[0], model[1]).cpu().eval().to(memory_format=torch.channels_last)
     info = BundleInfo(**_describe(settings, manifest, name))
     with tempfile.TemporaryDirectory() as temporary:
         temporary = Path(temporary)

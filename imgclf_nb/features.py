@@ -6,7 +6,7 @@
 __all__ = ['run_frozen', 'make_view', 'RowFile', 'write_rows', 'find_features', 'pool_features']
 
 # %% ../nbs/04a_features.ipynb #be013169
-import hashlib, json, sys, warnings
+import hashlib, io, json, sys, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,15 +30,24 @@ class _FromBytes(nn.Module):
         maps = self.net(images.permute(0, 3, 1, 2).float() / 255)
         return maps.float().mean((2, 3)) if self.pool else maps.half()
 
+# %% ../nbs/04a_features.ipynb #82db7120
+def _write_graph(net: nn.Module, example: torch.Tensor, file, outputs: list[str]) -> None:
+    "Write a network as ONNX, to a path or a buffer, with any number of images at a time."
+    axes = {name: {0: "batch"} for name in ("images", *outputs)}
+    with warnings.catch_warnings():   # of the tracer, about what it takes for constant
+        warnings.simplefilter("ignore")
+        torch.onnx.export(net.eval(), (example,), file, dynamo=False, opset_version=18,
+                          input_names=["images"], output_names=outputs, dynamic_axes=axes)
+
+
 # %% ../nbs/04a_features.ipynb #ea92772e
 def _make_openvino(net: nn.Module, example: torch.Tensor, sink):
     "Two functions: start a batch (its number, its pixels), and wait for all."
     sys.modules.setdefault("openvino_telemetry", None)   # it would call Intel
     import openvino
-    core = openvino.Core()
-    with warnings.catch_warnings():   # of the tracer, about what it takes for constant
-        warnings.simplefilter("ignore")
-        model = openvino.convert_model(net, example_input=example[:1])
+    core, graph = openvino.Core(), io.BytesIO()
+    _write_graph(net, example[:1], graph, ["features"])
+    model = core.read_model(graph.getvalue(), b"")
     model.reshape(list(example.shape))
     bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     queue = openvino.AsyncInferQueue(core.compile_model(model, "CPU", {

@@ -6,6 +6,7 @@
 __all__ = ['FORMATS', 'SUFFIXES', 'ImageError', 'open_image', 'convert_rgb', 'fit_square', 'measure_image', 'load_pixels']
 
 # %% ../nbs/01_images.ipynb #52a69df7
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -27,6 +28,14 @@ class ImageError(ImgclfError):
     ):
         super().__init__(message)
         self.kind = kind
+@contextmanager
+def _explain_damage():
+    "Turn whatever a decoder says into an `ImageError`."
+    try: yield
+    except ImgclfError: raise
+    except Exception as error:
+        raise ImageError(f"the picture is damaged ({error}); save it anew") from error
+
 
 # %% ../nbs/01_images.ipynb #9d669f53
 _OTHERS = [  # first bytes, after so many that differ, of files that are not served
@@ -208,13 +217,10 @@ def load_pixels(
     else: picture = open_image(source, max_megapixels=max_megapixels)
     if light_only and _is_heavy(picture): return None
     turn = _find_turn(picture)
-    try:
+    with _explain_damage():
         if not isinstance(source, (Image.Image, np.ndarray)):
             picture.draft(None, (2 * size_px, 2 * size_px))
         picture = convert_rgb(fit_square(_simplify(picture, size_px, fit), size_px, fit))
-    except ImgclfError: raise
-    except Exception as error:
-        raise ImageError(f"the picture is damaged ({error}); save it anew") from error
     return np.asarray(picture.transpose(turn) if turn is not None else picture)
 
 # %% ../nbs/01_images.ipynb #01069531

@@ -16,7 +16,7 @@ from PIL import ImageOps
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from .images import convert_rgb, open_image
+from .images import _explain_damage, convert_rgb, open_image
 
 # %% ../nbs/01d_twins.ipynb #9e29c0cf
 _SIDE_PX, _SMALL_PX, _CORNERS = 400, 96, 200
@@ -28,10 +28,11 @@ def read_grey(
 ) -> np.ndarray:                # uint8 [H, W], upright, the longer side at most 400
     "Read a picture in grey and small, in its own proportions; raises `ImageError`."
     picture = open_image(source, max_megapixels=max_megapixels)
-    picture.draft("L", (_SIDE_PX, _SIDE_PX))
-    picture = ImageOps.exif_transpose(convert_rgb(picture)).convert("L")
-    picture.thumbnail((_SIDE_PX, _SIDE_PX), reducing_gap=2)
-    return np.asarray(picture)
+    with _explain_damage():
+        picture.draft("L", (_SIDE_PX, _SIDE_PX))
+        picture = ImageOps.exif_transpose(convert_rgb(picture)).convert("L")
+        picture.thumbnail((_SIDE_PX, _SIDE_PX), reducing_gap=2)
+        return np.asarray(picture)
 
 # %% ../nbs/01d_twins.ipynb #4606cb8c
 @dataclass(frozen=True)

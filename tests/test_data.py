@@ -359,7 +359,7 @@ def test_names_that_are_not_utf8(tmp_path, prepare):
     manifest = prepare(pets, top_n=2)
     assert len(manifest) == 20
     aside = pd.read_csv(Path(manifest.attrs["folder"]) / "quarantine.csv")
-    assert len(aside) == 2 and aside.reason.str.contains("UTF-8").all()
+    assert len(aside) == 1 and aside.reason.str.contains("UTF-8").all()   # the other one's class is not among the two
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -591,6 +591,20 @@ def test_same_split_whatever_the_order_and_place(tmp_path, prepare):
     assert fingerprint_data(a) == fingerprint_data(b) == fingerprint_data(c)
     assert a.set_index("sha256").split.to_dict() == b.set_index("sha256").split.to_dict()
     assert fingerprint_data(prepare(one, seed=1)) != fingerprint_data(a)
+
+
+def test_top_n_opens_no_class_that_cannot_be_among_the_largest(tmp_path, prepare):
+    for label, good, broken in (("ant", 9, 3), ("bee", 8, 0), ("cat", 10, 0), ("dog", 7, 0), ("eel", 6, 2)):
+        draw(tmp_path / "zoo", [label], images=good, start=10_000 * ord(label[0]))
+        for k in range(broken):
+            (tmp_path / "zoo" / label / f"broken{k}.jpg").write_text("no picture")
+    manifest = prepare(tmp_path / "zoo", top_n=2)
+    assert set(manifest.label) == {"ant", "cat"}
+    aside = pd.read_csv(Path(manifest.attrs["folder"]) / "quarantine.csv")
+    assert len(aside) == 3 and aside.path.str.contains("/ant/broken").all()   # `eel` was never opened
+    for k in range(3, 9):   # 12 files as before, and 3 of them good: the next largest takes the place
+        (tmp_path / "zoo" / "ant" / f"{k:03}.jpg").write_text("no picture")
+    assert set(prepare(tmp_path / "zoo", top_n=2).label) == {"bee", "cat"}
 
 
 def test_top_n_counts_after_the_quarantine(tmp_path, prepare):
