@@ -7,6 +7,7 @@ __all__ = ['COMMANDS', 'parse_words', 'find_pictures', 'main']
 
 # %% ../nbs/10_cli.ipynb #4a727738
 import _thread, argparse, csv, json, os, sys, warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
@@ -176,10 +177,10 @@ def _audit(settings: Settings, data: Path) -> str:
     add_sections(data/"report.html", sections)
     return f"; {suspects:,} labels are probably wrong, {odd:,} pictures are odd"
 
-def _prepare(settings: Settings) -> None:
+def _prepare(settings: Settings, unpacked=None) -> None:
     from imgclf_nb.data import prepare_data, read_manifest
     from imgclf_nb.sources import SPLITS
-    data = prepare_data(settings)
+    data = prepare_data(settings, unpacked=unpacked)
     manifest = read_manifest(data)
     with open(data/"quarantine.csv", encoding="utf-8") as file: aside = sum(1 for _ in file) - 1
     counts = ", ".join(f"{(manifest.split == name).sum():,} {name}" for name in SPLITS)
@@ -219,14 +220,19 @@ def _export(settings: Settings) -> None:
           f"{settings.model_dir/'bundle_float'}", flush=True)
 
 # %% ../nbs/10_cli.ipynb #40cddce0
-def _run(settings: Settings) -> None:
+def _load_network(settings: Settings) -> None:
     from imgclf_nb.weights import load_network
-    resolved = settings.resolve()
-    load_network(resolved.arch, weights=resolved.weights)
-    _prepare(settings)
+    load_network(settings.arch, weights=settings.weights)
+
+def _run(settings: Settings) -> None:
+    import imgclf_nb.data   # here, so that no two threads import one library
+    with ThreadPoolExecutor(1) as pool:
+        network = pool.submit(_load_network, settings.resolve())
+        _prepare(settings, unpacked=network.result)
     _train(settings, "prepare", "train")
     _evaluate(settings, "prepare", "train", "evaluate")
     print(f"\nReport: {settings.results_dir/'report.html'}\nNext:   imgclf predict PICTURE...")
+
 
 # %% ../nbs/10_cli.ipynb #df76d424
 def _serve(settings: Settings) -> None:

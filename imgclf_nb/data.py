@@ -298,10 +298,13 @@ def _mend(name: str) -> str:
 # %% ../nbs/02b_data.ipynb #5e257409
 def prepare_data(
     settings: Settings, # What to read, how to split, and where to write
+    *,
+    unpacked=None,      # Function that is called when the pictures lie there, before they are read
 ) -> Path:              # The data folder, with manifest.csv and what else is named above
     "Check and split the photographs of a source; raises `DataError`, and leaves nothing then."
     settings = settings.resolve()
     with open_source(settings) as source, warnings.catch_warnings():
+        if unpacked: unpacked()
         warnings.simplefilter("ignore")   # Pillow's remarks on odd files
         files = source.files.reset_index(drop=True).assign(reason="")
         table = _inspect_largest(_drop(files, settings.drop, source.folder), settings)

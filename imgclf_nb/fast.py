@@ -34,7 +34,8 @@ _STRENGTHS = (0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 
 def _minimise(layer: nn.Linear, loss) -> None:
     "Bring the loss of a layer to its minimum."
-    steps = torch.optim.LBFGS(layer.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+    steps = torch.optim.LBFGS(layer.parameters(), max_iter=100, tolerance_change=1e-6,
+                              line_search_fn="strong_wolfe")
     def compute():
         steps.zero_grad()
         value = loss()

@@ -7,6 +7,7 @@ __all__ = ['StorageError', 'explain_storage', 'write_atomic', 'replace_folder', 
 
 # %% ../nbs/00a_files.ipynb #c9843b7f
 import errno, hashlib, os, shutil, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,8 +75,8 @@ def replace_folder(
             for leftover in (partial, old): shutil.rmtree(leftover, ignore_errors=True)
             partial.mkdir(parents=True)
             yield partial
-            for file in partial.rglob("*"):
-                if file.is_file(): _flush(file)
+            with ThreadPoolExecutor() as pool:   # the disk takes several at a time
+                list(pool.map(_flush, [file for file in partial.rglob("*") if file.is_file()]))
             if path.exists(): path.replace(old)
             partial.replace(path)
         finally:

@@ -9,13 +9,15 @@ __all__ = ['CHANGES', 'measure_brightness', 'find_slices', 'plot_slices', 'distu
 # %% ../nbs/07c_probes.ipynb #2898cda5
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from .files import track
 from .images import ImageError, load_pixels
@@ -89,26 +91,26 @@ CHANGES = {  # name -> (what its strength counts, three strengths)
     "noise": ("standard deviation, of 255", (10, 25, 50)),
     "jpeg": ("quality", (50, 20, 10)), "rotation": ("degrees", (5, 15, 30))}
 
+@lru_cache(1)
+def _make_noise(shape: tuple) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
 def disturb(
     pixels: np.ndarray, # uint8 RGB [S,S,3]
     change: str,        # One of `CHANGES`
     strength: float,    # In the unit of the change
 ) -> np.ndarray:        # The same, worse
     "Blur, grain, compress or rotate a picture; the noise is the same in every run."
-    picture, side = Image.fromarray(pixels), len(pixels)
-    if change == "blur":
-        return np.asarray(picture.filter(ImageFilter.GaussianBlur(strength * side / 100)))
+    side = len(pixels)
+    if change == "blur": return cv2.GaussianBlur(pixels, (0, 0), strength * side / 100)
     if change == "noise":
-        noise = np.random.default_rng(0).standard_normal(pixels.shape, np.float32)
-        return (pixels + strength * noise).round().clip(0, 255).astype(np.uint8)
+        return (pixels + strength * _make_noise(pixels.shape)).round().clip(0, 255).astype(np.uint8)
     if change == "jpeg":
-        picture.save(file := BytesIO(), "JPEG", quality=int(strength))
+        Image.fromarray(pixels).save(file := BytesIO(), "JPEG", quality=int(strength))
         return np.asarray(Image.open(file))
     if change == "rotation":
-        edge = side // 4   # the corners of a turned square reach out by a fifth of the side
-        wide = Image.fromarray(np.pad(pixels, ((edge, edge), (edge, edge), (0, 0)), "reflect"))
-        turned = wide.rotate(strength, Image.Resampling.BILINEAR)
-        return np.asarray(turned.crop((edge, edge, edge + side, edge + side)))
+        turn = cv2.getRotationMatrix2D(((side - 1) / 2, (side - 1) / 2), strength, 1)
+        return cv2.warpAffine(pixels, turn, (side, side), borderMode=cv2.BORDER_REFLECT_101)
     raise ValueError(f"change={change!r}: choose {', '.join(CHANGES)}")
 
 # %% ../nbs/07c_probes.ipynb #9a2d30cc

@@ -65,7 +65,7 @@ def quantize_network(
     with _hush():
         import nncf
         try:
-            body, head = _split(network)
+            body, head = _split(onnx.shape_inference.infer_shapes(network))   # NNCF reads them
             names, kinds = zip(*((node.name, node.op_type) for node in body.graph.node))
             before = list(names[:kinds.index("Conv")])
             body = nncf.quantize(
