@@ -357,14 +357,14 @@ def prepare_split(source, root, options, seed):
 
 
 def draw_per_class(manifest, counts, seed):
-    """Draw so many training, validation and test images of each class, whole groups; of small classes 60, 15 and 25 %."""
+    """Draw so many images of each class, whole groups, training first; of small classes a tenth each stays for the others."""
     import numpy as np
     rows, order = [], {group: k for k, group in enumerate(np.random.default_rng(seed).permutation(sorted(set(manifest.group))))}
     placed = {}   # a group that has two labels goes to one split
     for _, table in manifest.groupby("label"):
-        scale = min(1, len(table) / sum(counts))
-        targets = [min(count, math.ceil(share * len(table))) if scale < 1 else count
-                   for count, share in zip(counts, (0.6, 0.15, 1))]
+        n_train = min(counts[0], len(table) - 2 * math.ceil(len(table) / 10))
+        n_val = min(counts[1], (len(table) - n_train) // 2)
+        targets = [n_train, n_val, min(counts[2], len(table) - n_train - n_val)]
         left = dict(zip(("train", "val", "test"), targets))
         for group, members in sorted(table.groupby("group"), key=lambda item: order[item[0]]):
             split = placed.get(group) or next((name for name, n in left.items() if n >= len(members)), None)
