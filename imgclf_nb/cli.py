@@ -233,7 +233,6 @@ def _run(settings: Settings) -> None:
     _evaluate(settings, "prepare", "train", "evaluate")
     print(f"\nReport: {settings.results_dir/'report.html'}\nNext:   imgclf predict PICTURE...")
 
-
 # %% ../nbs/10_cli.ipynb #df76d424
 def _serve(settings: Settings) -> None:
     from imgclf_nb.app import serve

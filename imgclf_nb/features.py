@@ -39,7 +39,6 @@ def _write_graph(net: nn.Module, example: torch.Tensor, file, outputs: list[str]
         torch.onnx.export(net.eval(), (example,), file, dynamo=False, opset_version=18,
                           input_names=["images"], output_names=outputs, dynamic_axes=axes)
 
-
 # %% ../nbs/04a_features.ipynb #ea92772e
 def _make_openvino(net: nn.Module, example: torch.Tensor, sink):
     "Two functions: start a batch (its number, its pixels), and wait for all."

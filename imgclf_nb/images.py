@@ -28,6 +28,7 @@ class ImageError(ImgclfError):
     ):
         super().__init__(message)
         self.kind = kind
+
 @contextmanager
 def _explain_damage():
     "Turn whatever a decoder says into an `ImageError`."
@@ -35,7 +36,6 @@ def _explain_damage():
     except ImgclfError: raise
     except Exception as error:
         raise ImageError(f"the picture is damaged ({error}); save it anew") from error
-
 
 # %% ../nbs/01_images.ipynb #9d669f53
 _OTHERS = [  # first bytes, after so many that differ, of files that are not served

@@ -93,6 +93,7 @@ CHANGES = {  # name -> (what its strength counts, three strengths)
 
 @lru_cache(1)
 def _make_noise(shape: tuple) -> np.ndarray:
+    "Grain of standard deviation 1, the same for all pictures of a shape."
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
 def disturb(
