@@ -24,7 +24,8 @@ from .metrics import bin_confidences, compute_metrics, measure_ece
 from .plots import (plot_confusion, plot_coverage, plot_f1, plot_reliability,
                              rank_confusions)
 from .predict import Predictor
-from .probes import plot_robustness, plot_slices
+from .probes import plot_robustness
+from .slices import plot_slices
 from .report import write_report, write_table
 from .scoring import check_fit, predict_test, score_probes
 from .settings import Settings

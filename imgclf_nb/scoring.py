@@ -17,7 +17,8 @@ from .files import track
 from .images import ImageError
 from .metrics import estimate_interval
 from .predict import Predictor
-from .probes import answer_unknown, find_slices, measure_brightness, measure_robustness
+from .probes import answer_unknown, measure_robustness
+from .slices import find_slices, measure_brightness
 from .settings import ImgclfError, Settings
 
 # %% ../nbs/08b_scoring.ipynb #6f9fccf4

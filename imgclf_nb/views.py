@@ -143,32 +143,6 @@ def list_answers(
     table = f'<div class="scroll"><table class="list"><thead>{head}</thead>{body}</table></div>'
     return table, "\ufeff" + text.getvalue()
 
-# %% ../nbs/09e_views.ipynb #83eef030
-def read_scores(
-    file: str | Path,      # metrics.json
-    predictor: Predictor,  # The model that answers
-) -> str:                  # HTML: the scores, or a sentence on why there are none
-    "Show the scores of a model, unless they are another's."
-    try: return _show_scores(_read_scores(Path(file), predictor))
-    except LookupError as missing: reason = missing.args[0]
-    return (f'<p class="missing">{reason}. Run <code>imgclf evaluate</code> to measure this model.'
-            "</p>")
-
-def _read_scores(file: Path, predictor: Predictor) -> dict:
-    "The scores of this very model; raise `LookupError` that says why there are none."
-    try: scores = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError: raise LookupError("This model has not been measured yet") from None
-    except (OSError, ValueError): raise LookupError("The scores can't be read") from None
-    try:
-        if scores["labels"] != predictor.labels:
-            raise LookupError("The scores that are here belong to a model with other classes")
-        if scores["model"]["sha256"] != predictor.sha256:
-            raise LookupError("The scores that are here belong to another model")
-        _show_scores(scores)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
-        raise LookupError("The scores that are here are not complete") from None
-    return scores
-
 # %% ../nbs/09e_views.ipynb #1fa0bf38
 def _show_matrix(matrix: list, labels: list) -> str:
     "The confusion matrix as a table with coloured cells."
@@ -223,3 +197,29 @@ def _show_scores(scores: dict) -> str:
             "<p><b>Precision</b>: of the pictures given this name, how many deserve it. "
             "<b>Recall</b>: of the pictures of this class, how many were found. "
             "<b>F1</b>: the harmonic mean of the two.</p></div>")
+
+# %% ../nbs/09e_views.ipynb #83eef030
+def read_scores(
+    file: str | Path,      # metrics.json
+    predictor: Predictor,  # The model that answers
+) -> str:                  # HTML: the scores, or a sentence on why there are none
+    "Show the scores of a model, unless they are another's."
+    try: return _show_scores(_read_scores(Path(file), predictor))
+    except LookupError as missing: reason = missing.args[0]
+    return (f'<p class="missing">{reason}. Run <code>imgclf evaluate</code> to measure this model.'
+            "</p>")
+
+def _read_scores(file: Path, predictor: Predictor) -> dict:
+    "The scores of this very model; raise `LookupError` that says why there are none."
+    try: scores = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError: raise LookupError("This model has not been measured yet") from None
+    except (OSError, ValueError): raise LookupError("The scores can't be read") from None
+    try:
+        if scores["labels"] != predictor.labels:
+            raise LookupError("The scores that are here belong to a model with other classes")
+        if scores["model"]["sha256"] != predictor.sha256:
+            raise LookupError("The scores that are here belong to another model")
+        _show_scores(scores)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        raise LookupError("The scores that are here are not complete") from None
+    return scores

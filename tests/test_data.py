@@ -27,6 +27,7 @@ from imgclf_nb.archives import DataError, _Budget, _Metered
 from imgclf_nb.data import fingerprint_data, find_data, prepare_data, read_manifest
 from imgclf_nb.download import download_file, has_md5
 from imgclf_nb.files import StorageError
+from imgclf_nb.images import ImageError, load_pixels
 from imgclf_nb.settings import Settings
 from imgclf_nb.sources import open_source
 from imgclf_nb.splits import split_groups
@@ -591,6 +592,28 @@ def test_same_split_whatever_the_order_and_place(tmp_path, prepare):
     assert fingerprint_data(a) == fingerprint_data(b) == fingerprint_data(c)
     assert a.set_index("sha256").split.to_dict() == b.set_index("sha256").split.to_dict()
     assert fingerprint_data(prepare(one, seed=1)) != fingerprint_data(a)
+
+
+@pytest.mark.parametrize("twins", [True, False])
+def test_a_damaged_jpeg_is_found_by_either_check(tmp_path, prepare, twins):
+    """Cut short, or with bytes changed: set aside exactly where the pixels that are learned from can't be had."""
+    random, folder = np.random.default_rng(0), draw(tmp_path / "pets", images=40)
+    for k in range(120):
+        content = bytearray(jpeg(500 + k, size=(80, 120)))
+        if k % 2:
+            content = content[:random.integers(2, len(content))]
+        else:   # in the header and the tables, where it may or may not matter
+            content[random.integers(600)] = random.integers(256)
+        (folder / "cat" / f"hurt{k:03}.jpg").write_bytes(content)
+    def is_damaged(path):
+        try:
+            load_pixels(path, size_px=64)
+        except ImageError:
+            return True
+    damaged = {path.name for path in folder.rglob("*.jpg") if is_damaged(path)}
+    manifest = prepare(folder, twins=twins, image_size_px=64)
+    aside = pd.read_csv(Path(manifest.attrs["folder"]) / "quarantine.csv")
+    assert {Path(path).name for path in aside.path} == damaged and 60 <= len(damaged) < 120
 
 
 def test_top_n_opens_no_class_that_cannot_be_among_the_largest(tmp_path, prepare):
