@@ -81,6 +81,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'imgclf_nb/backbones.py'),
                                      'imgclf_nb.backbones.LinearHead.locate_evidence': ( 'backbones.html#linearhead.locate_evidence',
                                                                                          'imgclf_nb/backbones.py'),
+                                     'imgclf_nb.backbones.LinearHead.weigh': ('backbones.html#linearhead.weigh', 'imgclf_nb/backbones.py'),
                                      'imgclf_nb.backbones._Normalise': ('backbones.html#_normalise', 'imgclf_nb/backbones.py'),
                                      'imgclf_nb.backbones._Normalise.__init__': ( 'backbones.html#_normalise.__init__',
                                                                                   'imgclf_nb/backbones.py'),

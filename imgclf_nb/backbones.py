@@ -63,11 +63,13 @@ def _find_stages(body: nn.Module, size_px: int) -> list[list[nn.Module]]:
 class LinearHead(nn.Module):
     "Global average pooling, dropout, one linear layer."
     def __init__(self,
-        n_features: int,      # Channels of the backbone's map
-        n_classes: int,       # Classes to tell apart
-        dropout: float = 0.2, # Share of pooled features dropped while training, 0 to 1
+        n_features: int,          # Channels of the backbone's map
+        n_classes: int,           # Classes to tell apart
+        dropout: float = 0.2,     # Share of pooled features dropped while training, 0 to 1
+        power_norm: bool = False, # Take the root of each pooled feature
     ):
         super().__init__()
+        self.power_norm = power_norm
         self.dropout, self.linear = nn.Dropout(dropout), nn.Linear(n_features, n_classes)
         nn.init.normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
@@ -75,13 +77,22 @@ class LinearHead(nn.Module):
     def forward(self,
         maps: torch.Tensor, # Feature maps, [N, features, h, w]
     ) -> torch.Tensor:      # Logits, [N, classes]
-        return self.linear(self.dropout(maps.mean((2, 3))))
+        pooled = maps.mean((2, 3))
+        return self.linear(self.dropout(pooled * self.weigh(pooled)))
+
+    def weigh(self,
+        pooled: torch.Tensor, # Averages of the features, [N, features]
+    ) -> torch.Tensor:        # What they are multiplied by, [N, features]
+        "One, or with `power_norm` what makes each average its root (and keeps its sign)."
+        return (pooled.abs() + 1e-4).rsqrt() if self.power_norm else torch.ones_like(pooled)
 
     def locate_evidence(self,
         maps: torch.Tensor, # Feature maps, [N, features, h, w]
     ) -> torch.Tensor:      # Evidence, [N, classes, h, w]
         "How much each place speaks for each class; averages over the places to the logits."
-        return nn.functional.conv2d(maps, self.linear.weight[:, :, None, None], self.linear.bias)
+        weighed = maps * self.weigh(maps.mean((2, 3)))[:, :, None, None]
+        return nn.functional.conv2d(weighed, self.linear.weight[:, :, None, None],
+                                    self.linear.bias)
 
 # %% ../nbs/04_backbones.ipynb #815e76f6
 @dataclass
@@ -98,7 +109,9 @@ class Backbone:
         head: LinearHead, # Head trained on this backbone
     ) -> dict:            # State dict in the library's own names
         "The weights of backbone and head; the head's stand under the classifier's name."
-        linear = {f"{self.classifier}.{name}": value
+        # a library's classifier would take plain averages for roots: it must not load these
+        name_of = self.classifier + ("_of_roots" if head.power_norm else "")
+        linear = {f"{name_of}.{name}": value
                   for name, value in head.linear.state_dict().items()}
         return {**self.net.state_dict(), **linear}
 

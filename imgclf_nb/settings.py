@@ -140,6 +140,9 @@ class _TrainSettings(_DataSettings):
         "Strength (alpha) of mixup in the second phase; 0 is off")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description=
         "Share of the target spread over all classes")
+    power_norm: bool | None = Field(None, description=
+        "Give the last layer the square roots of the pooled features (yes for efficientnet_lite "
+        "with the fast recipe, where it was measured to help; otherwise no)")
     flip: bool | None = Field(None, description="Train on mirror images too (yes; digits: no)")
     allow_leak: bool = Field(False, description=
         "Train although the same photograph is in more than one split")
@@ -225,7 +228,9 @@ def _resolve(
 ) -> "Settings": # A copy in which only `name`, `weights` and `top_n` may still be `None`
     "Fill each setting that is `None` with what suits `source`."
     fitting = {**_PHOTOGRAPHS, **_BY_SOURCE.get(self.source, {})}
-    fitting = {**_BY_RECIPE[self.recipe or fitting["recipe"]], **fitting}
+    recipe, arch = self.recipe or fitting["recipe"], self.arch or fitting["arch"]
+    fitting = {**_BY_RECIPE[recipe], **fitting}
+    fitting["power_norm"] = recipe == "fast" and arch.startswith("efficientnet_lite")
     return self.model_copy(update={k: v for k, v in fitting.items() if getattr(self, k) is None})
 
 Settings.resolve = _resolve

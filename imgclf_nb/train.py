@@ -59,7 +59,7 @@ def make_learner(
     loaders: DataLoaders, # Batches of the splits `train` and `val`
     backbone: Backbone,   # Pretrained body and its stages
     *,
-    settings: Settings,   # Resolved; `label_smoothing`, `balance` and `seed` count here
+    settings: Settings,   # Resolved; `label_smoothing`, `balance`, `power_norm`, `seed` count
 ) -> Learner:             # Backbone frozen, new head
     "Put a linear head on a backbone, as a fastai `Learner` with a parameter group for each stage."
     set_seed(settings.seed)   # of the head's first weights
@@ -72,9 +72,9 @@ def make_learner(
     def split(model):
         return _group_parameters(backbone) + [list(model[1].parameters())]
     loss = CrossEntropyLossFlat(weight=weight, label_smoothing=settings.label_smoothing)
-    learner = vision_learner(loaders, build, custom_head=LinearHead(backbone.n_features, loaders.c),
-                             splitter=split, loss_func=loss, metrics=accuracy,
-                             normalize=False, init=None, train_bn=False)
+    head = LinearHead(backbone.n_features, loaders.c, power_norm=settings.power_norm)
+    learner = vision_learner(loaders, build, custom_head=head, splitter=split, loss_func=loss,
+                             metrics=accuracy, normalize=False, init=None, train_bn=False)
     learner.add_cbs([_FrozenStatistics(), _Bfloat16()])
     return learner
 

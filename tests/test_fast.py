@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -62,6 +63,23 @@ def test_the_weights_it_writes_are_those_it_serves(tmp_path, shapes):
     state = torch.load(tmp_path / "model" / "efficientnet_lite0_finetuned.pth", weights_only=True)
     assert not [name for name in state if ".conv.weight" in name or "patterns" in name]
     run(tmp_path, "run", shapes, *OPTIONS, "--fine-tune-epochs", "1", "--weights", tmp_path / "model" / "efficientnet_lite0_finetuned.pth")
+
+
+def test_the_library_loads_a_plain_head_and_refuses_one_of_roots(tmp_path, shapes):
+    """Without --power-norm timm's own network gives the bundle's answers; with it, timm can't take the weights for its own."""
+    file, photo = tmp_path / "model" / "efficientnet_lite0_finetuned.pth", next(shapes.rglob("*.png"))
+    theirs = timm.create_model("tf_efficientnet_lite0", num_classes=2).eval()
+    run(tmp_path, "run", shapes, *OPTIONS, "--fine-tune-epochs", "0", "--no-power-norm")
+    theirs.load_state_dict(torch.load(file, weights_only=True))
+    pixels = torch.from_numpy(np.array(Image.open(photo))).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        logits = theirs(pixels / 127.5 - 1)[0]
+    temperature = read_bundle(tmp_path / "model" / "bundle").info.temperature
+    ours = dict(Predictor(tmp_path / "model" / "bundle", precision="f32").predict(photo).predictions)
+    assert [ours[label] for label in ("coarse", "fine")] == pytest.approx((logits / temperature).softmax(0).tolist(), abs=1e-4)
+    run(tmp_path, "train", shapes, *OPTIONS, "--fine-tune-epochs", "0")
+    with pytest.raises(RuntimeError, match="classifier_of_roots.weight"):
+        theirs.load_state_dict(torch.load(file, weights_only=True))
 
 
 def test_a_killed_training_goes_on(tmp_path, shapes):
