@@ -77,22 +77,24 @@ class LinearHead(nn.Module):
     def forward(self,
         maps: torch.Tensor, # Feature maps, [N, features, h, w]
     ) -> torch.Tensor:      # Logits, [N, classes]
-        pooled = maps.mean((2, 3))
-        return self.linear(self.dropout(pooled * self.weigh(pooled)))
+        return self.linear(self.dropout(self.normalise(maps.mean((2, 3)))))
 
-    def weigh(self,
+    def normalise(self,
         pooled: torch.Tensor, # Averages of the features, [N, features]
-    ) -> torch.Tensor:        # What they are multiplied by, [N, features]
-        "One, or with `power_norm` what makes each average its root (and keeps its sign)."
-        return (pooled.abs() + 1e-4).rsqrt() if self.power_norm else torch.ones_like(pooled)
+    ) -> torch.Tensor:        # What the linear layer gets, [N, features]
+        "With `power_norm`, the roots of the averages, with their signs."
+        return pooled * _weigh(pooled) if self.power_norm else pooled
 
     def locate_evidence(self,
         maps: torch.Tensor, # Feature maps, [N, features, h, w]
     ) -> torch.Tensor:      # Evidence, [N, classes, h, w]
         "How much each place speaks for each class; averages over the places to the logits."
-        weighed = maps * self.weigh(maps.mean((2, 3)))[:, :, None, None]
-        return nn.functional.conv2d(weighed, self.linear.weight[:, :, None, None],
-                                    self.linear.bias)
+        if self.power_norm: maps = maps * _weigh(maps.mean((2, 3)))[:, :, None, None]
+        return nn.functional.conv2d(maps, self.linear.weight[:, :, None, None], self.linear.bias)
+
+def _weigh(pooled: torch.Tensor) -> torch.Tensor:
+    "What makes an average its root when multiplied by it."
+    return (pooled.abs() + 1e-4).rsqrt()
 
 # %% ../nbs/04_backbones.ipynb #815e76f6
 @dataclass

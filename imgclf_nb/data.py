@@ -16,7 +16,7 @@ from PIL import Image
 
 from .archives import DataError
 from .checks import (CONFLICT, group_pictures, inspect_largest, keep_largest,
-                              set_aside_copies)
+                              set_aside_copies, trim_memory)
 from .images import load_pixels
 from .report import write_report, write_table
 from .settings import Settings, nearest_names
@@ -194,13 +194,8 @@ def _mend(name: str) -> str:
     return name.replace("\r", "\ufffd")
 
 # %% ../nbs/02c_data.ipynb #5e257409
-def prepare_data(
-    settings: Settings, # What to read, how to split, and where to write
-    *,
-    unpacked=None,      # Function that is called when the pictures lie there, before they are read
-) -> Path:              # The data folder, with manifest.csv and what else is named above
-    "Check and split the photographs of a source; raises `DataError`, and leaves nothing then."
-    settings = settings.resolve()
+def _prepare(settings: Settings, unpacked) -> Path:
+    "Check, split and write; gives the data folder."
     with open_source(settings) as source, warnings.catch_warnings():
         if unpacked: unpacked()
         warnings.simplefilter("ignore")   # Pillow's remarks on odd files
@@ -221,3 +216,12 @@ def prepare_data(
                               (pairs, "twins.csv"), (manifest[_COLUMNS], "manifest.csv")):
             write_table(content, source.folder/name, folder=source.folder)
     return settings.data_dir/source.name
+
+def prepare_data(
+    settings: Settings, # What to read, how to split, and where to write
+    *,
+    unpacked=None,      # Function that is called when the pictures lie there, before they are read
+) -> Path:              # The data folder, with manifest.csv and what else is named above
+    "Check and split the photographs of a source; raises `DataError`, and leaves nothing then."
+    try: return _prepare(settings.resolve(), unpacked)
+    finally: trim_memory()

@@ -187,7 +187,7 @@ def _solve(run: FastRun, checkpoint: Checkpoint, features: torch.Tensor, began: 
     targets = torch.tensor([labels.index(run.labels[number]) for number in numbers])
     rows = np.arange(count), np.arange(count, len(numbers))
     head = run.learner.model[1]
-    layer, reached = solve_head(features * head.weigh(features), targets, rows,
+    layer, reached = solve_head(head.normalise(features), targets, rows,
                                 loss_func=run.learner.loss_func, n_classes=len(labels))
     head.linear.load_state_dict(layer.state_dict())
     _begin(checkpoint, run.model, reached, time.perf_counter() - began)

@@ -66,8 +66,12 @@ _MOST = 16   # a value that more have is common
 def _share_keys(keys: np.ndarray, owners: np.ndarray, count: int, least: int) -> tuple:
     "Pairs of owners (as owner * count + other) that share at least so many keys, and how many."
     if not len(keys): return np.zeros((2, 0), np.int64)
-    order = np.argsort(keys, kind="stable")
-    keys, owners = keys[order], owners[order]
+    both = keys.astype(np.uint64) << np.uint64(32) | owners.astype(np.uint64)
+    both.sort()
+    same = (both[1:] ^ both[:-1]) < 2**32   # most keys have one owner and go at once
+    both = both[np.r_[False, same] | np.r_[same, False]]
+    keys, owners = np.divmod(both, 2**32)
+    if not len(keys): return np.zeros((2, 0), np.int64)
     lengths = np.diff(np.flatnonzero(np.r_[True, keys[1:] != keys[:-1], True]))
     keep = np.repeat((lengths > 1) & (lengths <= _MOST), lengths)
     keys, owners = keys[keep], owners[keep].astype(np.int64)
