@@ -129,8 +129,8 @@ class _TrainSettings(_DataSettings):
         "How many of the backbone's top stages the second phase trains (fast: 1; fastai: 2)")
     head_lr: float = Field(3e-3, gt=0, le=1, description="Highest learning rate of the head phase")
     fine_tune_lr: float | None = Field(None, gt=0, le=1, description=
-        "Highest learning rate of the second phase, at the head (fast: 1e-4; fastai: 2e-4; "
-        "digits: 2e-3)")
+        "Highest learning rate of the second phase, at the head (fast: 1e-4, with its power_norm "
+        "1e-3; fastai: 2e-4; digits: 2e-3)")
     find_lr: bool = Field(False, description=
         "Run the learning-rate finder first, plot it, and use its suggestion for the head")
     balance: Literal["none", "weights", "sampler"] = Field("none", description=
@@ -217,6 +217,7 @@ def check_environment(
 _PHOTOGRAPHS = dict(arch="resnet50", image_size_px=224, flip=True, recipe="fast", head_epochs=3)
 _BY_RECIPE = {"fast": dict(fine_tune_stages=1, fine_tune_epochs=4, fine_tune_lr=1e-4),
               "fastai": dict(fine_tune_stages=2, fine_tune_epochs=3, fine_tune_lr=2e-4)}
+_ROOTS = dict(power_norm=True, fine_tune_lr=1e-3)
 _BY_SOURCE = {
     "digits": dict(arch="efficientnet_lite0", image_size_px=64, flip=False, recipe="fastai",
                    head_epochs=2, fine_tune_epochs=6, fine_tune_lr=2e-3),
@@ -229,8 +230,9 @@ def _resolve(
     "Fill each setting that is `None` with what suits `source`."
     fitting = {**_PHOTOGRAPHS, **_BY_SOURCE.get(self.source, {})}
     recipe, arch = self.recipe or fitting["recipe"], self.arch or fitting["arch"]
-    fitting = {**_BY_RECIPE[recipe], **fitting}
-    fitting["power_norm"] = recipe == "fast" and arch.startswith("efficientnet_lite")
+    lite = recipe == "fast" and arch.startswith("efficientnet_lite")
+    roots = _ROOTS if lite and self.power_norm is not False else dict(power_norm=False)
+    fitting = {**_BY_RECIPE[recipe], **roots, **fitting}
     return self.model_copy(update={k: v for k, v in fitting.items() if getattr(self, k) is None})
 
 Settings.resolve = _resolve
