@@ -68,7 +68,7 @@ def _share_keys(keys: np.ndarray, owners: np.ndarray, count: int, least: int) ->
     if not len(keys): return np.zeros((2, 0), np.int64)
     both = keys.astype(np.uint64)   # of keys and owners; all in place, for there may be millions
     both <<= 32
-    both |= owners
+    both |= owners.astype(np.uint64)
     both.sort()
     same = (both[1:] ^ both[:-1]) < 2**32   # most keys have one owner and go at once
     both = both[np.r_[False, same] | np.r_[same, False]]
@@ -92,7 +92,7 @@ _VOTES, _LIKELY, _BITS = 4, 20, 8   # shared corners; candidates of one picture;
 def _propose_twins(descriptions: list) -> np.ndarray:
     "Pairs of numbers that are worth a second look, [P, 2]."
     count, numbers = len(descriptions), np.arange(len(descriptions))
-    owners = np.repeat(numbers.astype(np.uint32), [len(seen.points) for seen in descriptions])
+    owners = np.repeat(numbers.astype(np.int32), [len(seen.points) for seen in descriptions])
     words = [seen.words.view(np.uint32) for seen in descriptions]
     found = [_share_keys(np.concatenate([word[:, part] for word in words]), owners, count, least=2)
              for part in range(8)]
@@ -105,8 +105,7 @@ def _propose_twins(descriptions: list) -> np.ndarray:
         taken[[one, other]] += 1
     waves = np.array([seen.wave for seen in descriptions])
     parts = waves.view(np.uint16).reshape(-1, 4)
-    near = [_share_keys(parts[:, part], numbers.astype(np.uint32), count, least=1)[0]
-            for part in range(4)]
+    near = [_share_keys(parts[:, part], numbers, count, least=1)[0] for part in range(4)]
     near = np.unique(np.concatenate(near))
     one, other = np.divmod(near, count)
     alike = np.bitwise_count(waves[one] ^ waves[other]) <= _BITS
