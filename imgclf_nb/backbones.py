@@ -71,8 +71,7 @@ class LinearHead(nn.Module):
         super().__init__()
         self.power_norm = power_norm
         self.dropout, self.linear = nn.Dropout(dropout), nn.Linear(n_features, n_classes)
-        nn.init.normal_(self.linear.weight, std=0.01)
-        nn.init.zeros_(self.linear.bias)
+        nn.init.normal_(self.linear.weight, std=0.01); nn.init.zeros_(self.linear.bias)
 
     def forward(self,
         maps: torch.Tensor, # Feature maps, [N, features, h, w]

@@ -6,7 +6,8 @@
 __all__ = ['find_data', 'read_manifest', 'fingerprint_data', 'prepare_data']
 
 # %% ../nbs/02c_data.ipynb #c43d6c00
-import hashlib, os, warnings
+import ctypes, hashlib, os, warnings
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from .archives import DataError
 from .checks import (CONFLICT, group_pictures, inspect_largest, keep_largest,
-                              set_aside_copies, trim_memory)
+                              set_aside_copies)
 from .images import load_pixels
 from .report import write_report, write_table
 from .settings import Settings, nearest_names
@@ -187,6 +188,11 @@ def _write_overview(manifest, quarantine, pairs, source: Source, settings: Setti
         ("Label conflicts", listed(conflicts, ["reason"], none="No file has two labels.")),
         ("Quarantine", listed(quarantine, ["label", "reason"], none="All could be used."))])
 
+# %% ../nbs/02c_data.ipynb #f0f82833
+def _trim_memory() -> None:
+    "Give freed memory back to the system, where the C library can (glibc)."
+    with suppress(OSError, AttributeError, TypeError): ctypes.CDLL(None).malloc_trim(0)
+
 # %% ../nbs/02c_data.ipynb #6c119000
 def _mend(name: str) -> str:
     "A file's name with a sign in place of what a table of text can't hold."
@@ -224,4 +230,4 @@ def prepare_data(
 ) -> Path:              # The data folder, with manifest.csv and what else is named above
     "Check and split the photographs of a source; raises `DataError`, and leaves nothing then."
     try: return _prepare(settings.resolve(), unpacked)
-    finally: trim_memory()
+    finally: _trim_memory()

@@ -65,16 +65,17 @@ _MOST = 16   # a value that more have is common
 
 def _share_keys(keys: np.ndarray, owners: np.ndarray, count: int, least: int) -> tuple:
     "Pairs of owners (as owner * count + other) that share at least so many keys, and how many."
-    if not len(keys): return np.zeros((2, 0), np.int64)
     both = keys.astype(np.uint64)   # of keys and owners; all in place, for there may be millions
     both <<= 32
     both |= owners.astype(np.uint64)
     both.sort()
     same = (both[1:] ^ both[:-1]) < 2**32   # most keys have one owner and go at once
-    both = both[np.r_[False, same] | np.r_[same, False]]
+    shared = np.zeros(len(both), bool)
+    shared[1:] = same
+    shared[:-1] |= same
+    if not shared.any(): return np.zeros((2, 0), np.int64)
+    both = both[shared]
     keys, owners = (both >> 32).astype(np.uint32), both.astype(np.uint32)
-    del both, same
-    if not len(keys): return np.zeros((2, 0), np.int64)
     lengths = np.diff(np.flatnonzero(np.r_[True, keys[1:] != keys[:-1], True]))
     keep = np.repeat((lengths > 1) & (lengths <= _MOST), lengths)
     keys, owners = keys[keep], owners[keep].astype(np.int64)
