@@ -18,7 +18,7 @@ from .files import track
 from .images import ImageError, load_pixels, measure_image, open_image
 from .settings import Settings
 from .sources import SPLITS
-from .twins import describe_picture, find_twins, group_twins, read_grey
+from .twins import PictureFile, describe_picture, find_twins, group_twins, read_grey
 
 # %% ../nbs/02b_checks.ipynb #b448d1b1
 def _decode(data: bytes, settings: Settings) -> tuple:
@@ -53,10 +53,12 @@ def _inspect(path: str, settings: Settings) -> tuple:
 def _inspect_all(files: pd.DataFrame, settings: Settings) -> pd.DataFrame:
     "Add sha256, width_px, height_px, look, reason and group to rows of a source."
     columns = ["sha256", "width_px", "height_px", "look", "found"]
-    pool = ThreadPoolExecutor(settings.workers)
+    pool, shelf = ThreadPoolExecutor(settings.workers), PictureFile(len(files))
     try:
         found = pool.map(partial(_inspect, settings=settings), files.path)
-        found = list(track(found, "checking images", total=len(files)))
+        found = track(found, "checking images", total=len(files))
+        found = [(*row, look and shelf.put(number, look), reason)
+                 for number, (*row, look, reason) in enumerate(found)]
     finally: pool.shutdown(cancel_futures=True)
     found = pd.DataFrame(found, files.index, columns, object)
     reason = files.reason.where(files.reason != "", found.pop("found"))
