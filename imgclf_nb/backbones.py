@@ -117,6 +117,15 @@ class Backbone:
         return {**self.net.state_dict(), **linear}
 
 # %% ../nbs/04_backbones.ipynb #2ecac1fd
+def _find_cut(arch: str, net: nn.Module, classifier: str) -> int:
+    "How many parts of a network of torchvision's make its body, or, below zero, how many don't."
+    known = model_meta.get(getattr(torchvision.models, arch), {}).get("cut")
+    if known: return known
+    parts = dict(net.named_children())
+    before = list(parts)[:list(parts).index(classifier.partition(".")[0])]
+    while before and not list(parts[before[-1]].parameters()): before.pop()
+    return len(before)
+
 def load_backbone(
     arch: str,                         # `efficientnet_lite0`, or any name of torchvision or timm
     *,
@@ -126,10 +135,9 @@ def load_backbone(
     "Load a network, cut off its classifier, and find its stages; raises `WeightsError`."
     net, mean, std = load_network(arch, weights=weights)
     classifier = _name_classifier(net)
-    cut = model_meta.get(getattr(torchvision.models, arch, None), {}).get("cut")
     try:
         ours = check_arch(arch) == "torchvision"
-        trunk = create_body(net, cut=cut) if ours else _TimmBody(net)
+        trunk = create_body(net, cut=_find_cut(arch, net, classifier)) if ours else _TimmBody(net)
         body = nn.Sequential(_Normalise(mean, std), trunk)
         stages = _find_stages(body, size_px)
         with torch.no_grad(): maps = body.eval()(torch.zeros(1, 3, size_px, size_px))

@@ -22,7 +22,7 @@ from fastai.torch_core import TensorImage
 from torch import nn
 
 from .backbones import Backbone, cut_backbone
-from .depthwise import restore_depthwise, swap_depthwise
+from .depthwise import restore_convolutions, swap_convolutions
 from .features import (RowFile, _name_file, make_view, pool_features, run_frozen,
                                 write_rows)
 from .settings import Settings
@@ -226,12 +226,12 @@ def fit_fast(
     "Solve the head, then train the top stages; leave the best weights in the run's learner."
     settings, began = run.settings, time.perf_counter()
     features = None if state else _read_features(run)
-    swapped = swap_depthwise(run.parts[1], run.cut) if run.parts else []
+    swapped = swap_convolutions(run.parts[1], run.cut) if run.parts else []
     if state: run.model.load_state_dict(state)
     else: _solve(run, checkpoint, features, began)
     wanted = settings.fine_tune_epochs and checkpoint.history[0]["valid_accuracy"] < _GOOD
     if wanted and checkpoint.done < settings.fine_tune_epochs and not _is_done(checkpoint):
         _fine_tune(run, checkpoint)
     run.model.load_state_dict(checkpoint.best["model"])
-    restore_depthwise(swapped)
+    restore_convolutions(swapped)
     return pd.DataFrame(checkpoint.history)

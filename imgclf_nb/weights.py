@@ -129,7 +129,8 @@ def _load(net: nn.Module, state: dict, arch: str, origin) -> None:
     if missing:
         raise WeightsError(f"{origin} does not fit {arch}: {len(missing)} of {len(own)} tensors "
                            f"are missing or of another shape, such as {missing[0]}")
-    net.load_state_dict(fitting, strict=False)
+    own.update(fitting)   # not a new dict: this one knows the version of each layer
+    net.load_state_dict(own)
 
 # %% ../nbs/03a_weights.ipynb #6e17bb1e
 def _build(arch: str, source: str) -> tuple[nn.Module, tuple, tuple]:

@@ -66,6 +66,19 @@ def test_options_of_the_recipe_reach_the_training(imgclf, tmp_path):
     assert (tmp_path / "results" / "lr_find.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("arch", ["mobilenet_v2", "mnasnet0_5", "shufflenet_v2_x0_5", "regnet_x_400mf", "efficientnet_b0", "resnet18"])
+def test_the_whole_network_is_the_body(arch, tmp_path):
+    """What the library's classifier gets are the averages of our map: no stage is missing, wherever the library pools."""
+    net = torchvision.models.get_model(arch).eval()
+    torch.save(net.state_dict(), tmp_path / "weights.pth")
+    backbone, seen = load_backbone(arch, weights=tmp_path / "weights.pth", size_px=64), []
+    net.get_submodule(backbone.classifier).register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    photo = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        net(backbone.body[0](photo))
+        torch.testing.assert_close(backbone.body(photo).mean((2, 3)), seen[0], rtol=1e-3, atol=1e-5)
+
+
 def test_every_parameter_is_in_one_group(tmp_path):
     """Also a transformer's tokens, which belong to no layer: what is in no group would never be frozen."""
     for arch in ("resnet18", "vit_tiny_patch16_224"):
