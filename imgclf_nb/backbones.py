@@ -121,10 +121,10 @@ def _find_cut(arch: str, net: nn.Module, classifier: str) -> int:
     "How many parts of a network of torchvision's make its body, or, below zero, how many don't."
     known = model_meta.get(getattr(torchvision.models, arch), {}).get("cut")
     if known: return known
-    parts = dict(net.named_children())
-    before = list(parts)[:list(parts).index(classifier.partition(".")[0])]
-    while before and not list(parts[before[-1]].parameters()): before.pop()
-    return len(before)
+    names, parts = zip(*net.named_children())
+    end = names.index(classifier.partition(".")[0])
+    while isinstance(parts[end - 1], (nn.AdaptiveAvgPool2d, nn.Flatten, nn.Dropout)): end -= 1
+    return end
 
 def load_backbone(
     arch: str,                         # `efficientnet_lite0`, or any name of torchvision or timm

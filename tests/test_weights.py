@@ -66,7 +66,7 @@ def test_options_of_the_recipe_reach_the_training(imgclf, tmp_path):
     assert (tmp_path / "results" / "lr_find.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("arch", ["mobilenet_v2", "mnasnet0_5", "shufflenet_v2_x0_5", "regnet_x_400mf", "efficientnet_b0", "resnet18"])
+@pytest.mark.parametrize("arch", ["mobilenet_v2", "mnasnet0_5", "shufflenet_v2_x0_5", "regnet_x_400mf", "efficientnet_b0", "swin_t", "resnet18"])
 def test_the_whole_network_is_the_body(arch, tmp_path):
     """What the library's classifier gets are the averages of our map: no stage is missing, wherever the library pools."""
     net = torchvision.models.get_model(arch).eval()
