@@ -579,6 +579,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'imgclf_nb.views._show_pairs': ('views.html#_show_pairs', 'imgclf_nb/views.py'),
                                  'imgclf_nb.views._show_scores': ('views.html#_show_scores', 'imgclf_nb/views.py'),
                                  'imgclf_nb.views._stretch': ('views.html#_stretch', 'imgclf_nb/views.py'),
+                                 'imgclf_nb.views._tell_apart': ('views.html#_tell_apart', 'imgclf_nb/views.py'),
                                  'imgclf_nb.views.draw_heat': ('views.html#draw_heat', 'imgclf_nb/views.py'),
                                  'imgclf_nb.views.list_answers': ('views.html#list_answers', 'imgclf_nb/views.py'),
                                  'imgclf_nb.views.load_view': ('views.html#load_view', 'imgclf_nb/views.py'),

@@ -113,11 +113,16 @@ def show_answer(
             f'{note if prediction.unsure else ""}<ol class="bars">{rows}</ol></div>')
 
 # %% ../nbs/09e_views.ipynb #f8b9a903
+def _tell_apart(names: list) -> list:
+    "Number the second and further files of one name, which come from other folders."
+    numbers = [names[:k].count(name) + 1 for k, name in enumerate(names)]
+    return [name if k == 1 else f"{name} ({k})" for name, k in zip(names, numbers)]
+
 def _name_rows(names: list, answers: list) -> list:
     "Name, label, probability, unsure, reason and error of each file."
     return [(name, "", "", "", "", str(a)) if isinstance(a, Exception) else
             (name, a.label, a.probability, "yes" if a.unsure else "no", a.reason or "", "")
-            for name, a in zip(names, answers)]
+            for name, a in zip(_tell_apart(names), answers)]
 
 def _disarm(cell) -> str:
     "Put an apostrophe before a text that a spreadsheet would compute."
