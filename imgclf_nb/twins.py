@@ -87,11 +87,12 @@ _MOST = 16   # a value that more have is common
 
 def _share_keys(keys: np.ndarray, owners: np.ndarray, count: int, least: int) -> tuple:
     "Pairs of owners (as owner * count + other) that share at least so many keys, and how many."
-    both = keys.astype(np.uint64)   # of keys and owners; all in place, for there may be millions
+    both = keys.astype("<u8")   # of keys and owners; all in place, for there may be millions
     both <<= 32
-    both |= owners.astype(np.uint64)
+    both |= owners.astype(np.uint32, copy=False)
     both.sort()
-    same = (both[1:] ^ both[:-1]) < 2**32   # most keys have one owner and go at once
+    sorted_keys = both.view([("owner", "<u4"), ("key", "<u4")])["key"]
+    same = sorted_keys[1:] == sorted_keys[:-1]   # most keys have one owner and go at once
     shared = np.zeros(len(both), bool)
     shared[1:] = same
     shared[:-1] |= same
@@ -115,7 +116,7 @@ _VOTES, _LIKELY, _BITS = 4, 20, 8   # shared corners; candidates of one picture;
 def _propose_twins(descriptions: list) -> np.ndarray:
     "Pairs of numbers that are worth a second look, [P, 2]."
     count, numbers = len(descriptions), np.arange(len(descriptions))
-    owners = np.repeat(numbers.astype(np.int32), [len(seen.points) for seen in descriptions])
+    owners = np.repeat(numbers.astype(np.uint32), [len(seen.points) for seen in descriptions])
     words = [seen.words.view(np.uint32) for seen in descriptions]
     found = [_share_keys(np.concatenate([word[:, part] for word in words]), owners, count, least=2)
              for part in range(8)]
