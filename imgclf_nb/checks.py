@@ -50,10 +50,10 @@ def _inspect(path: str, settings: Settings) -> tuple:
     return "", 0, 0, None, reason
 
 # %% ../nbs/02b_checks.ipynb #bf681f4e
-def _inspect_all(files: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+def _inspect_all(files: pd.DataFrame, settings: Settings, folder: Path) -> pd.DataFrame:
     "Add sha256, width_px, height_px, look, reason and group to rows of a source."
     columns = ["sha256", "width_px", "height_px", "look", "found"]
-    pool, shelf = ThreadPoolExecutor(settings.workers), PictureFile(len(files))
+    pool, shelf = ThreadPoolExecutor(settings.workers), PictureFile(len(files), folder)
     try:
         found = pool.map(partial(_inspect, settings=settings), files.path)
         found = track(found, "checking images", total=len(files))
@@ -119,15 +119,16 @@ def keep_largest(
 def inspect_largest(
     files: pd.DataFrame, # Columns path, label, split and reason, which is empty for usable files
     settings: Settings,  # Resolved
+    folder: str | Path,  # Where small pictures wait meanwhile, in a file without a name
 ) -> pd.DataFrame:       # Opened rows, with sha256, width_px, height_px, look, reason and group
     "Inspect the classes that can be among the `top_n` largest."
     sizes = _rank(files)
     n = min(settings.top_n or len(sizes), len(sizes))
     chosen = files.label.isin([label for _, label in sizes[:n]])
-    table = set_aside_copies(_inspect_all(files[chosen], settings))
+    table = set_aside_copies(_inspect_all(files[chosen], settings, folder))
     for size in sizes[n:]:
         largest = _rank(table)
         if len(largest) >= n and largest[n - 1] <= size: break
-        more = _inspect_all(files[files.label == size[1]], settings)
+        more = _inspect_all(files[files.label == size[1]], settings, folder)
         table = set_aside_copies(pd.concat([table, more]))
     return table.sort_index()

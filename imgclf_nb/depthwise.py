@@ -27,6 +27,7 @@ def _find_patterns(conv: nn.Conv2d, size: tuple) -> tuple[torch.Tensor, tuple]:
 
 # %% ../nbs/04b_depthwise.ipynb #9f3c27d1
 def _is_depthwise(conv: nn.Conv2d) -> bool:
+    "Whether each channel has a window of its own."
     return 1 < conv.groups == conv.in_channels == conv.out_channels
 
 class DenseConv(nn.Module):
@@ -57,11 +58,11 @@ class DenseConv(nn.Module):
         return out.view(-1, len(maps), *self.size).permute(1, 0, 2, 3)
 
 # %% ../nbs/04b_depthwise.ipynb #5f938289
-def _watch(part: nn.Module, example: torch.Tensor) -> tuple[dict, dict]:
-    "The size of the map that each convolution gets, and its answer's; the norm behind each."
+def _watch(part: nn.Module, example: torch.Tensor) -> tuple:
+    "The answer; size of each convolution's map and of its answer; the norm behind each."
     sizes, norms, answers, hooks = {}, {}, {}, []
-    def see_conv(conv, inputs, answer):
-        sizes[conv], answers[answer] = (tuple(inputs[0].shape[2:]), answer[0].numel()), conv
+    def see_conv(conv, inputs, maps):
+        sizes[conv], answers[maps] = (tuple(inputs[0].shape[2:]), maps[0].numel()), conv
     def see_norm(norm, inputs):
         whole = norm.affine and norm.track_running_stats
         if whole and inputs[0] in answers: norms[answers[inputs[0]]] = norm
@@ -70,11 +71,12 @@ def _watch(part: nn.Module, example: torch.Tensor) -> tuple[dict, dict]:
         if isinstance(layer, nn.BatchNorm2d):
             hooks.append(layer.register_forward_pre_hook(see_norm))
     try:
-        with torch.no_grad(): part(example)
+        with torch.no_grad(): answer = part.eval()(example)
     finally:
         for hook in hooks: hook.remove()
-    return sizes, norms
+    return answer, sizes, norms
 
+# %% ../nbs/04b_depthwise.ipynb #e81b25c4
 def _is_pointwise(conv: nn.Conv2d, size: tuple, answer: int) -> bool:
     "Whether one matrix turns each place of the map into a place of the answer."
     alone = conv.groups == conv.weight[0, 0].numel() == 1
@@ -86,8 +88,8 @@ def swap_convolutions(
     *,
     most_bytes: int = 2**27, # Largest set of matrices of one layer, in bytes of float32
 ) -> list:                   # (parent, name, layer) of each that was exchanged
-    "Put `DenseConv` in the place of depthwise convolutions on small maps and of their company."
-    sizes, norms = _watch(part, example)
+    "Put `DenseConv` in the place of small depthwise convolutions and of their company."
+    expected, sizes, norms = _watch(part, example)
     dense = {conv for conv, (size, answer) in sizes.items()
              if _is_depthwise(conv) and 4 * answer * math.prod(size) <= most_bytes}
     if not dense: return []
@@ -98,7 +100,11 @@ def swap_convolutions(
     found = [(parent, name, layer) for parent in part.modules()
              for name, layer in parent.named_children() if layer in place]
     for parent, name, layer in found: setattr(parent, name, place[layer])
-    return found
+    with torch.no_grad(): answer = part(example)
+    if torch.allclose(answer, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max())):
+        return found
+    restore_convolutions(found)
+    return []
 
 def restore_convolutions(
     swapped: list, # As `swap_convolutions` gave it

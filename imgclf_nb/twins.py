@@ -9,6 +9,7 @@ __all__ = ['read_grey', 'Description', 'describe_picture', 'PictureFile', 'find_
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -65,9 +66,10 @@ def describe_picture(
 class PictureFile:
     "Small pictures on disk, to be read like arrays in memory."
     def __init__(self,
-        count: int, # How many pictures at most
+        count: int,         # How many pictures at most
+        folder: str | Path, # Where the file lies
     ):
-        self.file = tempfile.TemporaryFile(buffering=0)
+        self.file = tempfile.TemporaryFile(buffering=0, dir=folder)
         self.file.truncate(max(1, count) * _SMALL_PX**2)
         slots = np.memmap(self.file, np.uint8, "r").reshape(-1, _SMALL_PX**2)
         self.slots = np.asarray(slots)
