@@ -126,7 +126,8 @@ def _plot_sizes(manifest: pd.DataFrame) -> Figure:
     "Width and height of the images as histograms."
     figure = Figure(figsize=(6.5, 2.4), layout="tight")
     ax = figure.subplots()
-    ax.hist([manifest.width_px, manifest.height_px], bins=30, label=["width", "height"],
+    sides = [manifest.width_px, manifest.height_px]
+    ax.hist(sides, bins=30, range=(0, 1.05 * max(map(max, sides))), label=["width", "height"],
             color=["#2563eb", "#f59e0b"])
     ax.set_xlabel("pixels"); ax.set_ylabel("images"); ax.legend(frameon=False)
     ax.spines[["top", "right"]].set_visible(False)

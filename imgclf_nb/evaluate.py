@@ -55,7 +55,8 @@ def _show_confusions(test, probabilities, labels, confusion) -> list:
     "What the report says on confused pairs: a table, then a few pictures of each pair."
     pairs = rank_confusions(confusion, labels)
     if pairs.empty: return ["No test image was taken for another class."]
-    named, parts = np.array(labels)[probabilities.argmax(1)], [pairs]
+    named = np.array(labels)[probabilities.argmax(1)]
+    parts = [pairs.set_index("truth").rename_axis(index=None, columns="truth")]
     for truth, prediction in zip(pairs["truth"], pairs["prediction"]):
         rows = np.flatnonzero((test["label"] == truth) & (named == prediction))[:6]
         parts += [f"{truth}, taken for {prediction}:",
