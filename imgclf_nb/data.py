@@ -207,8 +207,7 @@ def _prepare(settings: Settings, unpacked) -> Path:
         if unpacked: unpacked()
         warnings.simplefilter("ignore")   # Pillow's remarks on odd files
         files = source.files.reset_index(drop=True).assign(reason="")
-        files = _drop(files, settings.drop, source.folder)
-        table = inspect_largest(files, settings, source.folder)
+        table = inspect_largest(_drop(files, settings.drop, source.folder), settings, source.folder)
         kept, pairs = group_pictures(keep_largest(table, settings.top_n), settings)
         kept = set_aside_copies(kept)
         table.loc[kept.index, "reason"] = kept.reason

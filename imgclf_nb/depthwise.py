@@ -76,12 +76,12 @@ def _watch(part: nn.Module, example: torch.Tensor) -> tuple:
         for hook in hooks: hook.remove()
     return answer, sizes, norms
 
-# %% ../nbs/04b_depthwise.ipynb #e81b25c4
 def _is_pointwise(conv: nn.Conv2d, size: tuple, answer: int) -> bool:
     "Whether one matrix turns each place of the map into a place of the answer."
     alone = conv.groups == conv.weight[0, 0].numel() == 1
     return alone and answer == conv.out_channels * math.prod(size)
 
+# %% ../nbs/04b_depthwise.ipynb #e81b25c4
 def swap_convolutions(
     part: nn.Module,         # Network, or part of one; statistics of its norms stand still
     example: torch.Tensor,   # What it gets, [1, C, h, w]
