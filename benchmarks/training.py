@@ -33,12 +33,16 @@ RECIPES = {
 }
 OURS = ("fast", "reference")
 
-# Random weights in a file, for networks whose weights can't be had: good for speed alone.
+# Random weights in a file, for networks whose weights can't be had: good for speed alone. Residual branches begin at nothing
+# (Goyal et al. 2017, arXiv 1706.02677): otherwise bfloat16's rounding grows from block to block as in no trained network.
 RANDOM_WEIGHTS = """
 import sys, torch
 from imgclf_nb.weights import _build, check_arch
 torch.manual_seed(0)
-torch.save(_build(sys.argv[1], check_arch(sys.argv[1]))[0].state_dict(), sys.argv[2])
+net = _build(sys.argv[1], check_arch(sys.argv[1]))[0]
+for block in net.modules():
+    if hasattr(block, "bn3"): torch.nn.init.zeros_(block.bn3.weight)
+torch.save(net.state_dict(), sys.argv[2])
 """
 
 

@@ -81,7 +81,9 @@ def _explain(request: Request, error: Exception) -> JSONResponse:
         detail = f"{first['loc'][-1]}={first['input']!r:.60}: {first['msg']}"
     else: status, detail, headers = error.status_code, str(error.detail), error.headers or {}
     reason = "parameter" if status == 422 else getattr(error, "reason", None)
-    if reason and request.app.state.monitor: request.app.state.monitor.refused.labels(reason).inc()
+    if reason and not getattr(error, "counted", False) and request.app.state.monitor:
+        request.app.state.monitor.refused.labels(reason).inc()
+        if isinstance(error, Refusal): error.counted = True
     return JSONResponse({"detail": detail}, status, headers=headers)
 
 # %% ../nbs/09d_api.ipynb #be8024a7
@@ -133,20 +135,20 @@ def _describe_body(name: str, *, several: bool) -> dict:
         for kind in ("image/*", "application/octet-stream"): content[kind] = {"schema": _FILE}
     return {"requestBody": {"required": True, "content": content}}
 
-_TOP_K = Query(5, ge=1, le=1000, description="How many classes to list")
 
 # %% ../nbs/09d_api.ipynb #e7efe992
 def _add_predict(app: FastAPI, service: Service, settings: Settings) -> None:
+    count = Query(settings.top_k, ge=1, le=1000, description="How many classes to list")
     @app.post("/predict", response_model=Result, responses=_RESPONSES, tags=["pictures"],
               openapi_extra=_describe_body("file", several=False))
-    async def predict(request: Request, top_k: int = _TOP_K):
+    async def predict(request: Request, top_k: int = count):
         "Say what one picture shows. Send it as the form field `file`, or as the body."
         picture = await _read_picture(request, settings)
         return JSONResponse(_describe(await service.answer(picture, top_k), service))
 
     @app.post("/predict/batch", response_model=list[Result | FileProblem], responses=_RESPONSES,
               tags=["pictures"], openapi_extra=_describe_body("files", several=True))
-    async def predict_batch(request: Request, top_k: int = _TOP_K):
+    async def predict_batch(request: Request, top_k: int = count):
         "Say what several pictures show, in their order. One that can't be read stops no other."
         files = await _read_form(request, "files", settings)
         answers = await service.answer_many([await file.read() for file in files], top_k)
@@ -166,7 +168,7 @@ def _add_state(app: FastAPI, service: Service | None) -> None:
         info = service.predictor.info
         model = dict(name=info.name, arch=info.arch, labels=info.labels,
                      sha256=service.predictor.sha256)
-        if service.closing: return JSONResponse(dict(status="stopping", model=model, **state), 503)
+        if app.state.draining: return JSONResponse(dict(status="stopping", model=model, **state), 503)
         return dict(status="ok", model=model, **state)
 
     @app.get("/metrics", tags=["server"], response_class=Response,
@@ -185,7 +187,7 @@ def make_api(
     name = service.predictor.info.name if service else "no model"
     app = FastAPIOffline(redoc_url=None, title=f"imgclf: {name}", version=__version__,
                          description="Send a picture, get its class.")
-    app.state.monitor = service.monitor if service else None
+    app.state.monitor, app.state.draining = service.monitor if service else None, False
     for kind in (ImageError, BusyError, Refusal, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _explain)
     _add_state(app, service)

@@ -117,8 +117,12 @@ class _Protocol(HttpToolsProtocol):
         self._expect_header()
 
     def data_received(self, data):
-        before = self._in_header
+        before, idle = self._in_header, self.timeout_keep_alive_task
+        self.timeout_keep_alive_task = None
         super().data_received(data)
+        if idle:   # it goes on unless a new request has begun
+            if self._in_header or not self.cycle.response_complete: idle.cancel()
+            elif self.timeout_keep_alive_task is None: self.timeout_keep_alive_task = idle
         if before and self._in_header:   # all of it was header
             self._header_bytes += len(data)
             if self._header_bytes > self.most_header_bytes:
@@ -155,7 +159,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets=None):
         guard, loop = self.config.app, asyncio.get_running_loop()
-        guard.draining = True
+        guard.draining = guard.app.state.draining = True
         ending = sockets if self.stopped or not self.hands_over else []
         for listening in ending:
             with suppress(OSError): close_door(listening)

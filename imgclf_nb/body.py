@@ -22,16 +22,21 @@ class Refusal(Exception):
     detail: str                                 # What to do, for the reader of the answer
     reason: str                                 # A word for the statistics
     headers: dict = field(default_factory=dict) # Further headers of the answer
+    counted: bool = False                       # Whether the statistics have it
 
 def _read_header(scope: dict, name: bytes) -> str:
     "The value of a header, or an empty string."
     return next((v.decode("latin-1") for k, v in scope["headers"] if k == name), "")
 
 # %% ../nbs/09b_body.ipynb #3a28b1c7
+def _limit_request(settings: Settings) -> int:
+    "How many bytes the largest request may have: at least one file of the greatest size, in base64."
+    return int(1e6 * max(settings.max_request_mb, 1.4 * settings.max_upload_mb))
+
 def _limit_bytes(scope: dict, settings: Settings) -> int:
     "How many bytes the body of a request may have."
     form = _read_header(scope, b"content-type").lower().startswith("multipart/form-data")
-    if form or scope["path"] == "/mcp": return int(settings.max_request_mb * 1e6)
+    if form or scope["path"] == "/mcp": return _limit_request(settings)
     if scope["path"].startswith("/gradio_api/"): return 100_000 + 2_000 * settings.max_files
     return int(settings.max_upload_mb * 1e6)
 
@@ -44,7 +49,7 @@ def _find_boundary(scope: dict) -> bytes:
 class _Store:
     "How many bytes of all bodies together lie in memory."
     def __init__(self, settings: Settings):
-        self.most = int(2e6 * settings.max_request_mb)
+        self.most = 2 * _limit_request(settings)
         self.small, self.held = self.most // (4 * settings.max_waiting), 0
 
     def take(self, count: int, more: int) -> bool:

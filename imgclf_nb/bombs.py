@@ -17,17 +17,19 @@ def _count_scans(content, most: int) -> str:
     return f"more than {most} scans"
 
 _MARKER = re.compile(rb"\xff+([^\xff\0])", re.DOTALL)
+_AFTER = re.compile(rb"\xff+([^\xff\0\xd0-\xd7])", re.DOTALL)   # in a scan, where d0 to d7 may be
 _BARE = {1, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}   # markers without a length
 
-def _walk_jpeg(content, most: int = 1000) -> str:
-    place, junk = 2, 0
+def _walk_jpeg(content, most: int = 1000, most_scans: int = 100) -> str:
+    place, junk, scans = 2, 0, 0
     for _ in range(most):
-        found = _MARKER.search(content, place)
-        if not found: return ""
-        junk += found.end() - 2 - place
+        found = (_AFTER if scans else _MARKER).search(content, place)
+        if not found or scans and found[1] == b"\xd9": return ""   # behind it nothing is decoded
+        junk += 0 if scans else found.end() - 2 - place
         if junk > 65_536: return "junk between its segments"
         place, kind = found.end(), found[1][0]
-        if kind == 0xDA: return _count_scans(content, 100)
+        scans += kind == 0xDA
+        if scans > most_scans: return f"more than {most_scans} scans"
         if kind not in _BARE: place += max(2, int.from_bytes(content[place:place + 2], "big"))
     return f"more than {most} segments"
 

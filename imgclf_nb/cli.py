@@ -35,11 +35,12 @@ def find_pictures(
 # %% ../nbs/10a_cli.ipynb #f3e3575e
 def _rows(files: list[Path], answers) -> dict:
     "One dict for each picture, as the JSON output has it."
-    for path, answer in zip(files, answers):
-        if isinstance(answer, Exception): yield {"path": str(path), "error": str(answer)}
+    for file, answer in zip(files, answers):
+        path = os.fsencode(file).decode("utf-8", "replace")   # names may hold any bytes
+        if isinstance(answer, Exception): yield {"path": path, "error": str(answer)}
         else:
             predictions = [{"label": label, "probability": p} for label, p in answer.predictions]
-            yield {"path": str(path), "label": answer.label, "probability": answer.probability,
+            yield {"path": path, "label": answer.label, "probability": answer.probability,
                    "unsure": answer.unsure, "reason": answer.reason, "predictions": predictions}
 
 # %% ../nbs/10a_cli.ipynb #f3313138

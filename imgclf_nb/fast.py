@@ -25,6 +25,7 @@ from .backbones import Backbone, cut_backbone
 from .depthwise import restore_convolutions, swap_convolutions
 from .features import (RowFile, _name_file, make_view, pool_features, run_frozen,
                                 write_rows)
+from .loaders import _lock, _make_room
 from .settings import Settings
 from .train import (Checkpoint, _Bfloat16, _FrozenStatistics, _group_parameters,
                              fit_phase)
@@ -74,11 +75,8 @@ class _Activations:
     "Where the views of each picture lie: those of training pictures first, then validation's."
     def __init__(self, rows: list, settings: Settings, row_bytes: int):
         self.train, self.val = rows
-        most = int(settings.cache_gb * 1e9) // row_bytes - len(self.val)
-        self.views = max(1, min(settings.views, most // max(1, len(self.train))))
-        if most < len(self.train):   # not even one view of each: a random part of the pictures
-            draw = np.random.default_rng(settings.seed)
-            self.train = np.sort(draw.choice(self.train, max(1, most), replace=False))
+        room = int(settings.cache_gb * 1e9) // row_bytes - len(self.val)
+        self.views = max(0, min(settings.views, room // max(1, len(self.train))))
         self.seed, self.flip = settings.seed, settings.flip
 
     def __len__(self): return len(self.train) * self.views + len(self.val)
@@ -96,10 +94,12 @@ class _Activations:
 # %% ../nbs/05a_fast.ipynb #3969d3ab
 def _store_activations(run: "FastRun", places: _Activations, file: Path) -> RowFile:
     "The activations at the cut, float16 [P, d, h, w]."
-    if file.exists(): return RowFile(file)
     def read(numbers): return places.read(run.pixels, numbers)
     def fill(sink): run_frozen(run.parts[0], len(places), read, sink=sink, pool=False)
-    return write_rows(file, (len(places), *run.cut.shape[1:]), fill)
+    with _lock(file.parent):   # another training may want the same
+        if file.exists(): return RowFile(file)
+        _make_room(file.parent, 2 * run.cut.numel() * len(places), run.settings.cache_gb * 1e9)
+        return write_rows(file, (len(places), *run.cut.shape[1:]), fill)
 
 def _make_part_loaders(activations: RowFile, places: _Activations, labels: list,
                        settings: Settings) -> DataLoaders:
@@ -141,6 +141,14 @@ def _begin(checkpoint: Checkpoint, model: nn.Module, reached: dict, seconds: flo
           file=sys.stderr, flush=True)
 
 # %% ../nbs/05a_fast.ipynb #8619d6f9
+def _has_room(places: _Activations, settings: Settings) -> bool:
+    "Whether the second phase can be fed from disk; says so where it can't be as was asked."
+    if places.views < settings.views:
+        print(f"cache-gb={settings.cache_gb:g} has room for {places.views} of {settings.views} views of each "
+              "training picture" + ("" if places.views else "; every picture goes through the whole "
+              "network in every epoch, which takes long"), file=sys.stderr, flush=True)
+    return places.views > 0
+
 @dataclasses.dataclass
 class FastRun:
     "What a fast training works with."
@@ -161,10 +169,12 @@ class FastRun:
         self.key = _name_file(self.backbone.arch, self.backbone.body, pictures, size_px,
                               self.settings.fit)   # now, before any weight changes
         self.rows = [np.flatnonzero(self.manifest.split == split) for split in ("train", "val")]
-        body, head = self.learner.model
-        self.model = nn.Sequential(self.parts[1], head) if self.parts else self.learner.model
         if self.parts:
             with torch.no_grad(): self.cut = self.parts[0](torch.zeros(1, 3, size_px, size_px))
+            self.places = _Activations(self.rows, self.settings, 2 * self.cut.numel())
+            if not _has_room(self.places, self.settings): self.parts = None
+        body, head = self.learner.model
+        self.model = nn.Sequential(self.parts[1], head) if self.parts else self.learner.model
 
     def name(self,
         *choices, # What the activations depend on besides pictures, size and fit
@@ -194,8 +204,7 @@ def _solve(run: FastRun, checkpoint: Checkpoint, features: torch.Tensor, began: 
 
 def _make_part(run: FastRun) -> tuple[Learner, Path]:
     "A learner for the upper stages and the head, and the file of activations that feeds it."
-    settings, (lower, upper) = run.settings, run.parts
-    places = _Activations(run.rows, settings, 2 * run.cut.numel())
+    settings, places, upper = run.settings, run.places, run.parts[1]
     file = run.name(run.n_top, places.views, len(places), settings.seed, settings.flip)
     activations = _store_activations(run, places, file)
     top = dataclasses.replace(run.backbone, body=upper, stages=run.backbone.stages[-run.n_top:])
@@ -213,7 +222,7 @@ def _fine_tune(run: FastRun, checkpoint: Checkpoint) -> None:
     rates = slice(settings.fine_tune_lr / 10, settings.fine_tune_lr)
     with part.no_bar(), part.no_logging(), part.added_cbs(callbacks):
         fit_phase(part, checkpoint, settings.fine_tune_epochs, depth=-1 - run.n_top, rate=rates)
-    if file: file.unlink()   # it is large, and of use to an interrupted training only
+    if file: file.unlink(missing_ok=True)   # large, and of use to an interrupted training only
 
 # %% ../nbs/05a_fast.ipynb #a68ed58c
 _GOOD = 0.99   # share of the validation pictures
@@ -225,8 +234,10 @@ def fit_fast(
 ) -> pd.DataFrame:             # History: a row for the head, and one for each epoch after it
     "Solve the head, then train the top stages; leave the best weights in the run's learner."
     settings, began = run.settings, time.perf_counter()
+    if checkpoint.best and not state: state = checkpoint.best["model"]   # it was finished
     features = None if state else _read_features(run)
-    swapped = swap_convolutions(run.parts[1], run.cut) if run.parts else []
+    swap = run.parts and not torch.cuda.is_available()   # cuDNN is fast by itself
+    swapped = swap_convolutions(run.parts[1], run.cut) if swap else []
     if state: run.model.load_state_dict(state)
     else: _solve(run, checkpoint, features, began)
     wanted = settings.fine_tune_epochs and checkpoint.history[0]["valid_accuracy"] < _GOOD

@@ -18,6 +18,7 @@ from torch import nn
 
 from .backbones import Backbone
 from .files import track, write_atomic
+from .loaders import _lock
 from .settings import Settings
 
 # %% ../nbs/04a_features.ipynb #44174da8
@@ -60,7 +61,7 @@ def _make_torch(net: nn.Module, sink):
     def start(number, pixels):
         with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
             sink(number, net(torch.from_numpy(pixels).cuda()).cpu().numpy())
-    return start, lambda: None
+    return start, net.cpu   # the caller's network goes back to where it was
 
 # %% ../nbs/04a_features.ipynb #2111acbb
 _BATCH = 16
@@ -188,5 +189,7 @@ def pool_features(
     def read(numbers): return pixels[numbers]
     def fill(sink): run_frozen(backbone.body, len(manifest), read, sink=sink, pool=True)
     if not file.exists():
-        write_rows(file, (len(manifest), backbone.n_features), fill).file.close()
+        with _lock(file.parent):   # another process may be at it
+            if not file.exists():
+                write_rows(file, (len(manifest), backbone.n_features), fill).file.close()
     return np.load(file)

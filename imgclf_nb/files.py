@@ -80,6 +80,7 @@ def replace_folder(
             if path.exists(): path.replace(old)
             partial.replace(path)
         finally:
+            if old.exists() and not path.exists(): old.replace(path)   # stopped between the renames
             for leftover in (partial, old): shutil.rmtree(leftover, ignore_errors=True)
 
 # %% ../nbs/00a_files.ipynb #9c8cb811

@@ -7,6 +7,7 @@ __all__ = ['check_key', 'name_route', 'RateLimit', 'Guard']
 
 # %% ../nbs/09c_guard.ipynb #bed9740f
 import base64, hashlib, hmac, ipaddress, json, logging, re, time, uuid
+from collections import Counter
 
 from limits import parse
 from limits.storage import MemoryStorage
@@ -18,13 +19,13 @@ from .monitor import Monitor
 from .settings import Settings
 
 # %% ../nbs/09c_guard.ipynb #a476ba56
-def _present_keys(scope: dict) -> list[str]:
+def _present_keys(scope: dict) -> list[bytes]:
     "The keys that a request brings."
-    keys = [_read_header(scope, b"x-api-key")]
+    keys = [_read_header(scope, b"x-api-key").encode("latin-1")]
     scheme, _, value = _read_header(scope, b"authorization").partition(" ")
-    if scheme.lower() == "bearer": keys.append(value.strip())
+    if scheme.lower() == "bearer": keys.append(value.strip().encode("latin-1"))
     if scheme.lower() == "basic":
-        try: keys.append(base64.b64decode(value).decode().partition(":")[2])
+        try: keys.append(base64.b64decode(value).partition(b":")[2])
         except ValueError: pass
     return keys
 
@@ -34,8 +35,8 @@ def check_key(
 ) -> None:
     "Raise `Refusal` with status 401 unless the request brings the key, or needs none."
     if key is None or scope["path"] == "/health": return
-    def digest(text): return hashlib.sha256(text.encode()).digest()
-    if any([hmac.compare_digest(digest(key), digest(given)) for given in _present_keys(scope)]):
+    right = hashlib.sha256(key.encode()).digest()
+    if any([hmac.compare_digest(right, hashlib.sha256(given).digest()) for given in _present_keys(scope)]):
         return
     basic = 'Basic realm="imgclf: the key is the password", charset="UTF-8"'
     challenge = basic if "text/html" in _read_header(scope, b"accept") else "Bearer"
@@ -46,7 +47,7 @@ def check_key(
 _READ, _SEND = ("GET", "HEAD"), ("POST",)
 _OWN = {"/predict": _SEND, "/predict/batch": _SEND, "/health": _READ, "/metrics": _READ,
         "/docs": _READ, "/docs/oauth2-redirect": _READ, "/openapi.json": _READ,
-        "/mcp": ("GET", "POST", "DELETE")}   # path -> methods
+        "/mcp": _SEND}   # path -> methods
 _OPEN = re.compile(
     r"/|/config/?|/theme\.css|/robots\.txt|/manifest\.json|/favicon\.ico|/pwa_icon(/\d+)?"
     r"|/(static|assets|svelte|static-offline-docs)/.+"
@@ -64,12 +65,18 @@ def name_route(
 # %% ../nbs/09c_guard.ipynb #209e08be
 _WORK = re.compile(r"/predict(/batch)?|/mcp|/gradio_api/(upload|queue/join|(call|run)/.*)/?")
 
+def _makes_work(scope: dict) -> bool:
+    "Whether a request brings a picture, or asks about one that was brought."
+    return scope["method"] == "POST" and bool(_WORK.fullmatch(scope["path"]))
+
 def _name_client(scope: dict) -> str:
     "The address of a client, or its network where it is IPv6."
     host = (scope.get("client") or ("unknown",))[0]
     try: address = ipaddress.ip_address(host)
     except ValueError: return host
-    return host if address.version == 4 else str(ipaddress.ip_network((int(address), 64), False))
+    address = getattr(address, "ipv4_mapped", None) or address
+    if address.version == 4: return str(address)
+    return str(ipaddress.ip_network((int(address), 64), False))
 
 class RateLimit:
     "A limit of requests for each client, such as `60/minute`; without one everything passes."
@@ -111,18 +118,19 @@ class Guard:
         self.app, self.settings, self.monitor = app, settings, monitor
         self.key = settings.api_key.get_secret_value() if settings.api_key else None
         self.rate, self.draining = RateLimit(settings.rate_limit), False
-        self.inside = 0   # requests that make the server work and are under way
+        self.inside = Counter()   # client -> requests that make work and are under way
         self.store = _Store(settings)
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan": return await self.app(scope, receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})
-        exchange, work = _Exchange(self, scope, send), bool(_WORK.fullmatch(scope["path"]))
-        self.inside += work
+        exchange, client, work = _Exchange(self, scope, send), _name_client(scope), _makes_work(scope)
+        self.inside[client] += work
         try: await exchange.run(receive)
         finally:
-            self.inside -= work
+            self.inside[client] -= work
+            if not self.inside[client]: del self.inside[client]
             _record(exchange)
 
 # %% ../nbs/09c_guard.ipynb #8b8819d7
@@ -132,9 +140,10 @@ def _check(guard: Guard, scope: dict) -> None:
     except Refusal:
         guard.rate.check(scope)
         raise
-    if _WORK.fullmatch(scope["path"]):
+    if _makes_work(scope):
         guard.rate.check(scope)
-        if guard.inside > 4 * guard.settings.max_waiting:
+        most, inside = guard.settings.max_waiting, guard.inside
+        if inside.total() > 4 * most or inside[_name_client(scope)] > 2 * most:
             raise _refuse_busy()
     if name_route(scope["path"]) == "other":
         raise Refusal(404, "there is nothing here; /docs lists what there is", "path")
@@ -157,7 +166,9 @@ class _Exchange:
         try:
             _check(self.guard, self.scope)
             self.body = _Body(self.scope, receive, self.guard.settings, self.guard.store)
-            await self.guard.app(self.scope, self.body.receive, self.forward)
+            head = self.scope["method"] == "HEAD" and self.scope["path"] in _OWN
+            scope = {**self.scope, "method": "GET"} if head else self.scope   # no body goes out
+            await self.guard.app(scope, self.body.receive, self.forward)
             if self.body.refusal: raise self.body.refusal
         except Refusal as refusal: await _refuse(self, refusal, receive)
         except ClientDisconnect: pass   # nobody is there to be answered
@@ -191,7 +202,7 @@ class _Exchange:
 async def _refuse(exchange: _Exchange, refusal: Refusal, receive) -> None:
     "Answer with a refusal, unless an answer has begun."
     if exchange.status: return
-    exchange.guard.monitor.refused.labels(refusal.reason).inc()
+    if not refusal.counted: exchange.guard.monitor.refused.labels(refusal.reason).inc()
     text = json.dumps({"detail": refusal.detail}).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(text)),
                "Cache-Control": "no-store", **refusal.headers}

@@ -57,7 +57,8 @@ table.list td:nth-child(-n+2) {white-space: normal; overflow-wrap: anywhere; min
 table.numbers td:nth-child(2) {min-width: 0}
 table.list td:nth-child(n+3), table.numbers td:nth-child(n+2), table.numbers th:nth-child(n+2),
 table.list th:nth-child(n+3) {text-align: right; font-variant-numeric: tabular-nums}
-table.list em {color: #d97706; font-style: normal; font-weight: 700}
+table.list em {color: #b45309; font-style: normal; font-weight: 700}
+.dark table.list em {color: #f59e0b}
 tr.bad td {color: #b91c1c; text-align: left !important}
 .dark tr.bad td {color: #fca5a5}
 table.numbers {max-width: 44rem}

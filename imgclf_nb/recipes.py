@@ -22,6 +22,7 @@ from .fast import FastRun, fit_fast
 from .files import hash_file, write_atomic
 from .loaders import cache_pixels, make_loaders
 from .settings import Settings
+from .sources import check_origin
 from .splits import check_splits
 from .train import (Checkpoint, _save_tensors, find_lr, fit_phases, make_learner,
                              plot_history)
@@ -33,6 +34,7 @@ def _key(settings: Settings, manifest: pd.DataFrame) -> str:
         "arch", "seed", "image_size_px", "fit", "batch_size", "head_epochs", "fine_tune_epochs",
         "fine_tune_stages", "head_lr", "fine_tune_lr", "find_lr", "balance", "mixup",
         "label_smoothing", "flip", "recipe", "views", "power_norm"})
+    if settings.recipe == "fast": matters["cache_gb"] = settings.cache_gb   # how many views there are
     weights = hash_file(settings.weights) if settings.weights else None
     text = json.dumps([matters, weights, fingerprint_data(manifest)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -84,6 +86,7 @@ def train_model(
     arch, size_px, results = settings.arch, settings.image_size_px, settings.results_dir
     backbone = load_backbone(arch, weights=settings.weights, size_px=size_px)
     data = find_data(settings)
+    check_origin(data, settings.source)   # its defaults were taken
     manifest = read_manifest(data)
     if not settings.allow_leak: check_splits(manifest)
     set_seed(settings.seed)

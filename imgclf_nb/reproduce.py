@@ -101,8 +101,9 @@ def record_run(
 ) -> Path:              # results/run.json
     "Write down what a run was made of."
     data, bundle = find_data(settings), read_bundle(settings.model_dir/"bundle")
+    made = {"prepare", "train"} & set(steps)   # with defaults, which may be others one day
     part = {"steps": list(steps), "finished": datetime.now(timezone.utc).isoformat("T", "seconds"),
-            "settings": _dump_settings(settings), "seed": settings.seed,
+            "settings": _dump_settings(settings.resolve() if made else settings), "seed": settings.seed,
             "data": {"name": data.name, "fingerprint": fingerprint_data(read_manifest(data))},
             "network": bundle.info.files["model.onnx"], **describe_machine()}
     parts, file = [], settings.results_dir/"run.json"
@@ -149,7 +150,7 @@ def _read_scores(run: Path) -> dict:
     "metrics.json without what names the machine and the time; empty if there is none."
     try: scores = json.loads((run/"metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError): return {}
-    model = {k: v for k, v in scores.pop("model").items() if k != "sha256"}
+    model = {k: v for k, v in scores.pop("model").items() if k not in ("sha256", "network")}
     for name in ("seconds", "versions"): scores.pop(name, None)
     return {**scores, "model": model}
 
@@ -173,7 +174,8 @@ def list_differences(
 def _place(part: dict, parts: list, new: Path) -> Settings:
     "The settings of a part of a run, for the new folder."
     done = {step for each in parts for step in each["steps"]}
-    values = {**part["settings"], "results_dir": new/"results", "model_dir": new/"model"}
+    before = {"power_norm": False}   # of records from before there was this choice
+    values = {**before, **part["settings"], "results_dir": new/"results", "model_dir": new/"model"}
     if "prepare" in done: values["data_dir"] = new/"data"
     elif not Path(values["data_dir"]).is_dir():
         raise ReproduceError(f"the data folder {values['data_dir']} of this run is gone: put it "

@@ -19,7 +19,7 @@ from .settings import ImgclfError
 
 # %% ../nbs/09a_service.ipynb #ef211915
 class BusyError(ImgclfError):
-    "As many pictures as there is room for are under way, or the server is about to stop."
+    "As many pictures as there is room for are under way."
 
 @dataclass(frozen=True)
 class Answer:
@@ -40,7 +40,7 @@ class Service:
     ):
         self.predictor, self.max_waiting = predictor, max_waiting
         self.monitor = monitor or Monitor()
-        self.waiting, self.closing = 0, False
+        self.waiting = 0
         self._decoders = ThreadPoolExecutor(workers, "imgclf-decode")
         self._heavy = ThreadPoolExecutor(1, "imgclf-heavy")
         self._computers = ThreadPoolExecutor(predictor.streams, "imgclf-compute")
@@ -90,8 +90,8 @@ async def _answer_one(service: Service, source, top_k: int) -> Answer:
 # %% ../nbs/09a_service.ipynb #784692ae
 async def _answer_all(service: Service, sources: list, top_k: int, raising: bool = False) -> list:
     "Answer pictures, a few of them at a time; errors of pictures are values, unless `raising`."
-    places = min(len(sources), service.predictor.streams)
-    if service.closing or service.waiting + places > service.max_waiting:
+    places = min(len(sources), service.predictor.streams, service.max_waiting)
+    if service.waiting + places > service.max_waiting:
         service.monitor.refused.labels("busy").inc()
         raise BusyError("the server is busy, so nothing was computed; send it again in a second")
     service.waiting += places

@@ -37,7 +37,7 @@ class _Base(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="IMGCLF_", env_file=".env", env_file_encoding="utf-8", env_ignore_empty=True,
         extra="ignore", cli_kebab_case=True, cli_implicit_flags=True, cli_hide_none_type=True,
-        cli_avoid_json=True, frozen=True, protected_namespaces=())
+        cli_avoid_json=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     def __init__(self, **values):
         known = type(self).model_fields
@@ -122,20 +122,22 @@ class _TrainSettings(_DataSettings):
         "Views of each training picture that the fast recipe keeps, the plain one included")
     batch_size: int = Field(32, ge=2, le=1024, description="Images per training step")
     head_epochs: int | None = Field(None, ge=1, le=1000, description=
-        "Passes over the data for the head, backbone frozen (3; digits: 2)")
+        "Passes over the data for the head, backbone frozen (recipe fastai: 3; digits: 2)")
     fine_tune_epochs: int | None = Field(None, ge=0, le=1000, description=
         "Passes for head and top stages together (fast: 4 at the most; fastai: 3; digits: 6)")
     fine_tune_stages: int | None = Field(None, ge=1, le=20, description=
         "How many of the backbone's top stages the second phase trains (fast: 1; fastai: 2)")
-    head_lr: float = Field(3e-3, gt=0, le=1, description="Highest learning rate of the head phase")
+    head_lr: float = Field(3e-3, gt=0, le=1, description=
+        "Highest learning rate of the head phase (recipe fastai)")
     fine_tune_lr: float | None = Field(None, gt=0, le=1, description=
         "Highest learning rate of the second phase, at the head (fast: 1e-4, with its power_norm "
         "1e-3; fastai: 2e-4; digits: 2e-3)")
     find_lr: bool = Field(False, description=
-        "Run the learning-rate finder first, plot it, and use its suggestion for the head")
+        "Run the learning-rate finder first, plot it, and use its suggestion for the head (recipe "
+        "fastai)")
     balance: Literal["none", "weights", "sampler"] = Field("none", description=
         "Against unequal classes: none, weights (in the loss) "
-        "or sampler (rare classes drawn more often)")
+        "or sampler (rare classes drawn more often; recipe fastai)")
     mixup: float = Field(0.0, ge=0, le=1, description=
         "Strength (alpha) of mixup in the second phase; 0 is off")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description=
@@ -173,7 +175,8 @@ class Settings(_PredictSettings):
         "Key that every request must bring, at least 8 characters; better in the environment "
         "than on the command line, which others can see")
     rate_limit: str | None = Field(None, description=
-        "Requests that one client may make, such as 60/minute or 5/second")
+        "Requests that one client may make, such as 60/minute or 5/second; of several processes "
+        "each counts its own")
     max_upload_mb: float = Field(10, gt=0, le=1000, description=
         "Refuse larger files at the web page and the API, in MB")
     max_request_mb: float = Field(40, gt=0, le=4000, description=
@@ -213,6 +216,17 @@ def check_environment(
             raise SettingsError(f"unknown variable {variable}{near}; "
                                 f"see .env.example for all names")
 
+# %% ../nbs/00_settings.ipynb #7d0c5a14
+def _refuse_unused(settings: Settings, recipe: str) -> None:
+    "Raise `SettingsError` for what the recipe would not do."
+    if recipe == "fastai": return
+    if settings.find_lr:
+        raise SettingsError("find-lr: the fast recipe solves its head, which has no learning rate; "
+                            "leave it out, or take --recipe fastai")
+    if settings.balance == "sampler":
+        raise SettingsError("balance=sampler: the fast recipe draws every picture equally often; "
+                            "take --balance weights, or --recipe fastai")
+
 # %% ../nbs/00_settings.ipynb #9256611d
 _PHOTOGRAPHS = dict(arch="resnet50", image_size_px=224, flip=True, recipe="fast", head_epochs=3)
 _BY_RECIPE = {"fast": dict(fine_tune_stages=1, fine_tune_epochs=4, fine_tune_lr=1e-4),
@@ -230,6 +244,7 @@ def _resolve(
     "Fill each setting that is `None` with what suits `source`."
     fitting = {**_PHOTOGRAPHS, **_BY_SOURCE.get(self.source, {})}
     recipe, arch = self.recipe or fitting["recipe"], self.arch or fitting["arch"]
+    _refuse_unused(self, recipe)
     lite = recipe == "fast" and arch.startswith("efficientnet_lite")
     roots = _ROOTS if lite and self.power_norm is not False else dict(power_norm=False)
     fitting = {**_BY_RECIPE[recipe], **roots, **fitting}

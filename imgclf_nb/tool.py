@@ -9,6 +9,7 @@ __all__ = ['make_tool', 'mount_tool']
 import base64, binascii
 from typing import TYPE_CHECKING, Any
 
+from .body import _limit_request
 from .service import Service
 from .settings import ImgclfError, Settings
 
@@ -36,7 +37,7 @@ def make_tool(
     server = MCPServer(f"imgclf: {info.name}", instructions=about, log_level="ERROR")
 
     @server.tool(description=about + " `picture` is a JPEG, PNG, WebP, GIF, BMP or TIFF in base64.")
-    async def classify_picture(picture: str, top_k: int = 5) -> dict[str, Any]:
+    async def classify_picture(picture: str, top_k: int = settings.top_k) -> dict[str, Any]:
         try:
             if not 1 <= top_k <= 1000: raise ImgclfError(f"top_k={top_k}: ask for 1 to 1000")
             content = _decode_base64(picture)
@@ -60,9 +61,13 @@ def mount_tool(
     settings: Settings, # Limits, and the address that is served
 ):                      # Asynchronous context manager, to be entered while the application runs
     "Add the tool to an application at `/mcp`."
+    from mcp.server.transport_security import TransportSecuritySettings
     server = make_tool(service, settings)
     inner = server.streamable_http_app(
         streamable_http_path="/mcp", json_response=True, stateless_http=True, host=settings.host,
-        max_request_body_size=int(settings.max_request_mb * 1e6))
+        max_request_body_size=_limit_request(settings),
+        # a proxy sends the name that it is known by, which only its owner knows
+        transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False)
+        if settings.trusted_proxies else None)
     app.router.routes.extend(inner.routes)
     return server.session_manager.run()

@@ -46,7 +46,8 @@ class _Bfloat16(Callback):
     def before_fit(self):
         device = next(self.model.parameters()).device.type
         native = (torch.cuda.is_bf16_supported() if device == "cuda"
-                  else torch.ops.mkldnn._is_mkldnn_bf16_supported())
+                  else torch.backends.mkldnn.is_available()
+                  and torch.ops.mkldnn._is_mkldnn_bf16_supported())
         self.cast = torch.autocast(device, torch.bfloat16, enabled=native)
         if native and self.channels_last: self.model.to(memory_format=torch.channels_last)
     def before_batch(self): self.cast.__enter__()

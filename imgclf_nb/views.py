@@ -154,7 +154,7 @@ def _show_matrix(matrix: list, labels: list) -> str:
     heads = "".join(f'<th title="{name}"><span>{name}</span></th>' for name in map(escape, labels))
     def cell(n, share, kind):
         if not n: return "<td></td>"
-        dark = " dark" if share > 0.55 else ""
+        dark = " dark" if kind == "hit" and share > 0.85 else ""   # white on it can be read
         return f'<td class="{kind}{dark}" style="--s:{share:.2f}">{n}</td>'
     body = "".join(
         f"<tr><th><span>{escape(label)}</span></th>" + "".join(
@@ -222,8 +222,11 @@ def _read_scores(file: Path, predictor: Predictor) -> dict:
     try:
         if scores["labels"] != predictor.labels:
             raise LookupError("The scores that are here belong to a model with other classes")
-        if scores["model"]["sha256"] != predictor.sha256:
-            raise LookupError("The scores that are here belong to another model")
+        model = scores["model"]   # a new model card changes the bundle's checksum alone
+        other = model.get("network") != predictor.info.files["model.onnx"]
+        if other and model["sha256"] != predictor.sha256:
+            raise LookupError("The scores that are here belong to another model: the "
+                              "server, if it was trained anew, must be started again")
         _show_scores(scores)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         raise LookupError("The scores that are here are not complete") from None

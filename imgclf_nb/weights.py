@@ -108,7 +108,7 @@ def _fetch(arch: str, source: str, net: nn.Module) -> dict:
             kept = torchvision.models.get_model_weights(arch).DEFAULT
             file = Path(torch.hub.get_dir())/"checkpoints"/Path(kept.url).name
             if not online and not file.exists(): raise OSError(f"{host} can't be reached")
-            return kept.get_state_dict(progress=True, check_hash=True)
+            return torchvision.models.get_model(arch, weights=kept).state_dict()
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:120]
         raise _no_weights(arch, f"the download failed ({reason})") from error
@@ -125,7 +125,8 @@ def _load(net: nn.Module, state: dict, arch: str, origin) -> None:
     own, last = net.state_dict(), _name_classifier(net)
     fitting = {name: value for name, value in state.items()
                if name in own and value.shape == own[name].shape}
-    missing = sorted(set(own) - set(fitting) - {f"{last}.weight", f"{last}.bias"})
+    missing = sorted(set(own) - set(fitting) - {f"{last}.weight", f"{last}.bias"} - {
+        name for name in own if name.endswith("num_batches_tracked")})   # old files have none
     if missing:
         raise WeightsError(f"{origin} does not fit {arch}: {len(missing)} of {len(own)} tensors "
                            f"are missing or of another shape, such as {missing[0]}")

@@ -26,7 +26,7 @@ from imgclf_nb import sources
 from imgclf_nb.archives import DataError, _Budget, _Metered
 from imgclf_nb.data import fingerprint_data, find_data, prepare_data, read_manifest
 from imgclf_nb.download import download_file, has_md5
-from imgclf_nb.files import StorageError
+from imgclf_nb.files import StorageError, replace_folder
 from imgclf_nb.images import ImageError, load_pixels
 from imgclf_nb.settings import Settings
 from imgclf_nb.sources import open_source
@@ -423,6 +423,20 @@ def test_leftovers_of_a_kill_are_swept(tmp_path, prepare):
     (tmp_path / "data" / ".pets.partial" / "images").mkdir(parents=True)
     prepare(tmp_path / "pets")
     assert os.listdir(tmp_path / "data") == ["pets"]
+
+
+def test_an_interrupt_between_two_renames_loses_nothing(tmp_path, monkeypatch):
+    (folder := tmp_path / "model").mkdir()
+    (folder / "old").touch()
+    rename = Path.replace
+    def interrupt(path, target):
+        if path.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+    monkeypatch.setattr(Path, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt), replace_folder(folder) as partial:
+        (partial / "new").touch()
+    assert listing(tmp_path) == ["model", "model/old"]
 
 
 def test_a_failure_leaves_an_earlier_data_set_alone(tmp_path, prepare, refuse):

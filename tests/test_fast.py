@@ -138,7 +138,38 @@ def test_as_matrices_a_stage_gives_and_learns_the_same(tmp_path, arch):
     torch.testing.assert_close(learn()[0], expected[0])
 
 
-def test_no_room_means_fewer_pictures_not_no_training(tmp_path, shapes):
+def test_no_room_means_a_longer_training_not_fewer_pictures(tmp_path, shapes):
+    """3.6 kB for the activations of a view: there is room for two views of each picture, or for none."""
     run(tmp_path, "prepare", shapes, "--image-size-px", "64")
-    run(tmp_path, "train", shapes, *OPTIONS, "--fine-tune-epochs", "1", "--cache-gb", "0.0001")
-    assert read_history(tmp_path).phase.tolist() == ["head", "fine-tune"]
+    for room, said in ((0.0005, "room for 2 of 4 views"), (0.0001, "room for 0 of 4 views")):
+        done = run(tmp_path, "train", shapes, *OPTIONS, "--fine-tune-epochs", "1", "--cache-gb", room)
+        assert said in done.stderr
+        assert read_history(tmp_path).phase.tolist() == ["head", "fine-tune"]
+
+
+def test_a_finished_training_is_not_done_again(tmp_path, shapes):
+    run(tmp_path, "run", shapes, *OPTIONS, "--fine-tune-epochs", "1")
+    before, history = (tmp_path / "model" / "bundle" / "model.onnx").read_bytes(), read_history(tmp_path)
+    done = run(tmp_path, "train", shapes, *OPTIONS, "--fine-tune-epochs", "1", "--resume")
+    assert "training loss" not in done.stderr, done.stderr
+    pd.testing.assert_frame_equal(read_history(tmp_path), history)
+    assert (tmp_path / "model" / "bundle" / "model.onnx").read_bytes() == before
+
+
+def test_two_trainings_at_the_same_time(tmp_path, shapes):
+    """They share the data set's cache, and neither spoils the other's."""
+    run(tmp_path, "prepare", shapes, "--image-size-px", "64", "--no-audit")
+    options = [*OPTIONS, "--fine-tune-epochs", "2", "--views", "16"]
+    for name, rate in (("a", "1e-3"), ("b", "5e-4"), ("c", "1e-3")):
+        words = [Path(sys.executable).parent / "imgclf", "train", shapes, *options, "--fine-tune-lr", rate, "--model-dir", name, "--results-dir", name]
+        if name != "c":
+            words = [*map(str, words)]
+            started = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            both = (started,) if name == "a" else (*both, started)
+            continue
+        for process in both:
+            assert process.wait(300) == 0, process.stderr.read()
+            process.stderr.close()
+        run(tmp_path, *words[1:])   # alone, like the first
+    histories = [pd.read_csv(tmp_path / name / "history.csv").drop(columns="seconds") for name in "ac"]
+    pd.testing.assert_frame_equal(*histories, atol=1e-5, rtol=0)

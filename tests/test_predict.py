@@ -80,6 +80,19 @@ def test_every_wrong_item_is_an_error_in_its_place(predictor, tmp_path, files):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_names_of_any_bytes_are_printed(tmp_path, bundle, files):
+    """A file name that is no UTF-8 stops no output."""
+    (tmp_path / "photos").mkdir()
+    name = os.fsencode(tmp_path / "photos") + b"/caf\xe9.png"
+    Path(os.fsdecode(name)).write_bytes(files[0].read_bytes())
+    (tmp_path / "photos" / "zoo.png").write_bytes(files[1].read_bytes())
+    for format in ("json", "csv", "table"):
+        done = subprocess.run([Path(sys.executable).parent / "imgclf", "predict", "photos", "--model-dir", bundle.path.parent, "--format", format],
+                              cwd=tmp_path, capture_output=True, env={**os.environ, "LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"})
+        assert done.returncode == 0, done.stderr
+        assert "caf\ufffd.png" in done.stdout.decode() and "zoo.png" in done.stdout.decode()
+
+
 def test_no_permission(predictor, tmp_path, files):
     locked = tmp_path / "locked.png"
     locked.write_bytes(files[0].read_bytes())

@@ -9,7 +9,7 @@ from imgclf_nb.compare import compare_runs
 from imgclf_nb.data import prepare_data
 from imgclf_nb.evaluate import evaluate
 from imgclf_nb.example import LABELS, draw_example, write_example_bundle
-from imgclf_nb.reproduce import record_run, reproduce_run
+from imgclf_nb.reproduce import _place, record_run, reproduce_run
 from imgclf_nb.settings import Settings
 
 
@@ -90,6 +90,17 @@ def test_an_evaluation_is_recorded_and_repeated(imgclf, scored, tmp_path):
 
     ran = imgclf("reproduce", "results", "again")
     assert ran.returncode == 2 and "exists already" in ran.stderr and ran.stderr.count("\n") == 1
+
+
+def test_a_training_is_repeated_with_the_defaults_of_its_day(scored):
+    """Defaults are recorded; a record from before there were roots trains without them."""
+    lite = scored.model_copy(update={"arch": "efficientnet_lite0"})
+    [part] = json.loads(record_run(lite, "train").read_text())["parts"]
+    assert (part["settings"]["power_norm"], part["settings"]["fine_tune_lr"], part["settings"]["recipe"]) == (True, 1e-3, "fast")
+    old = {**part, "settings": {**part["settings"], "fine_tune_lr": None, "recipe": None}}
+    for settings, roots, rate in ((old["settings"], True, 1e-3), ({k: v for k, v in old["settings"].items() if k != "power_norm"}, False, 1e-4)):
+        again = _place({**old, "settings": settings}, [part], scored.data_dir.parent / "again").resolve()
+        assert (again.power_norm, again.fine_tune_lr, again.recipe) == (roots, rate, "fast")
 
 
 def test_other_data_are_noticed(scored, tmp_path):

@@ -95,12 +95,93 @@ def test_one_key_for_every_door(tmp_path, photo):
     assert KEY not in server.log.read_text()
 
 
+def test_a_key_may_have_any_letters(tmp_path, photo):
+    key = "schlüssel für alle"
+    with running_server(tmp_path, "--no-page", env={"IMGCLF_API_KEY": key}) as server:
+        for given in ({"Authorization": b"Bearer " + key.encode()}, {"X-API-Key": key.encode()},
+                      {"Authorization": b"Basic " + base64.b64encode(f"me:{key}".encode())}):
+            assert httpx.post(server.url + "/predict", files={"file": ("a", photo)}, headers=given).status_code == 200, given
+
+
+def test_settings_hold_at_every_door(tmp_path, photo):
+    """A large file with a small request, one place, a number of classes: none of them makes an idle server refuse."""
+    words = ["--max-upload-mb", "30", "--max-request-mb", "1", "--max-waiting", "1", "--top-k", "2", "--mcp", "--trusted-proxies", "127.0.0.1"]
+    large = photo + bytes(20_000_000)   # what follows a PNG's end is nobody's business
+    with running_server(tmp_path, *words) as server:
+        replies = [httpx.post(server.url + "/predict", files={"file": ("a", large)}), httpx.post(server.url + "/predict", content=large),
+                   httpx.post(server.url + "/predict/batch", files=[("files", ("a", photo))] * 3)]
+        assert [reply.status_code for reply in replies] == [200] * 3, replies[0].text
+        assert [len(answer["predictions"]) for answer in replies[2].json()] == [2] * 3 and len(replies[0].json()["predictions"]) == 2
+        assert httpx.get(server.url + "/mcp", headers={"Accept": "text/event-stream"}, timeout=5).status_code == 405
+        behind = httpx.post(server.url + "/mcp", json={}, headers={"Host": "pictures.example.org", "Accept": "application/json"})
+        assert behind.status_code != 421, behind.text
+        assert httpx.head(server.url + "/health").status_code == 200 == httpx.head(server.url + "/docs").status_code
+
+
+def test_a_refusal_is_counted_once(tmp_path, photo):
+    with running_server(tmp_path, "--no-page", "--max-upload-mb", "0.1", "--max-request-mb", "0.1") as server:
+        reply = httpx.post(server.url + "/predict", content=(bytes(50_000) for _ in range(8)))   # in chunks, of unknown length
+        assert reply.status_code == 413
+        assert 'imgclf_refused_total{reason="too large"} 1.0' in httpx.get(server.url + "/metrics").text
+
+
+def test_the_scores_of_a_model_that_was_scored_twice_are_its_own(tmp_path):
+    """Each evaluation changes the model card, and with it the bundle's checksum, while the network stays."""
+    from imgclf_nb.bundle import read_bundle, update_card
+    from imgclf_nb.views import read_scores
+    bundle = write_example_bundle(tmp_path / "bundle")
+    predictor, file = Predictor(bundle.path), tmp_path / "metrics.json"
+    update_card(bundle.path, "Scored again.")
+    after = read_bundle(bundle.path)
+    assert after.sha256 != predictor.sha256
+    one = {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 1}
+    n = len(predictor.labels)
+    scores = dict(labels=predictor.labels, confusion_matrix=[[int(i == j) for j in range(n)] for i in range(n)], n_test=n, accuracy=1.0,
+                  accuracy_ci95=[0.4, 1.0], per_class={label: one for label in predictor.labels})
+    for network, said in ((after.info.files["model.onnx"], "100.0% right"), ("0" * 64, "belong to another model")):
+        file.write_text(json.dumps({**scores, "model": {"sha256": after.sha256, "network": network}}))
+        assert said in read_scores(file, predictor)
+
+
+def test_a_byte_from_time_to_time_keeps_no_connection(photo):
+    """What is sent behind an answered request does not stop the clock of idle connections."""
+    import uvicorn
+
+    from imgclf_nb.app import _Protocol
+
+    async def refuse(scope, receive, send):
+        await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+    server = uvicorn.Server(uvicorn.Config(refuse, port=0, http=_Protocol, lifespan="off", timeout_keep_alive=1, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    port = wait_for(lambda: server.started and server.servers[0].sockets[0].getsockname()[1])
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=4) as link:
+            link.sendall(b"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n")
+            assert link.recv(1000).startswith(b"HTTP/1.1 404")
+            link.sendall(b"x")
+            assert link.recv(1000) == b"", "it is closed"
+        with socket.create_connection(("127.0.0.1", port), timeout=4) as link:   # a second request may come in that second
+            for _ in range(2):
+                link.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert link.recv(1000).startswith(b"HTTP/1.1 404")
+                time.sleep(0.7)
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
 def test_rate_limit_holds_for_a_client(tmp_path, photo):
     with running_server(tmp_path, "--rate-limit", "3/minute", "--no-page") as server:
         replies = [httpx.post(server.url + "/predict", files={"file": ("a", photo)}) for _ in range(5)]
         assert [reply.status_code for reply in replies] == [200] * 3 + [429] * 2
         assert 0 < int(replies[-1].headers["retry-after"]) <= 60
         assert httpx.get(server.url + "/health").status_code == 200
+    with running_server(tmp_path, "--rate-limit", "1/minute", "--no-page", "--trusted-proxies", "127.0.0.1") as server:
+        for visitor in ("::ffff:10.0.0.1", "::ffff:10.0.0.2"):   # IPv4 as a proxy of both worlds writes it
+            replies = [httpx.post(server.url + "/predict", files={"file": ("a", photo)}, headers={"X-Forwarded-For": visitor}) for _ in range(2)]
+            assert [reply.status_code for reply in replies] == [200, 429], visitor
 
 
 def test_it_starts_quickly_small_and_without_torch(tmp_path, photo):

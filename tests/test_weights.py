@@ -1,6 +1,7 @@
 """Other backbones: with weights from a file they train; without weights and network, a clear end and nothing left."""
 import json
 import os
+import re
 import sys
 import time
 
@@ -53,6 +54,22 @@ def test_a_larger_sister_comes_from_its_own_package(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     net, mean, std = load_network("efficientnet_lite1")
     assert (mean, std) == ((0.5,) * 3, (0.5,) * 3)
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+def test_old_files_of_weights_fit(monkeypatch, tmp_path):
+    """Before torch 0.4.1 norms did not count batches; torchvision's DenseNets still have the names of their first release."""
+    state = torchvision.models.resnet18().state_dict()
+    torch.save({name: value for name, value in state.items() if "num_batches" not in name}, tmp_path / "old.pth")
+    net, _, _ = load_network("resnet18", weights=tmp_path / "old.pth")
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    state = torchvision.models.densenet121().state_dict()
+    named = {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))(\d)", r"\1.\2", name): value for name, value in state.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in named
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(named, tmp_path / "cache" / "hub" / "checkpoints" / "densenet121-a639ec97.pth")
+    net, _, _ = load_network("densenet121")
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
 

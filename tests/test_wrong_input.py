@@ -42,6 +42,18 @@ def refused(imgclf, tmp_path):
     return run
 
 
+def test_another_source_of_the_same_name(imgclf, refused, tmp_path):
+    """A data set is found by its name; a training on another folder of that name, or with another kind's defaults, is refused."""
+    for place in ("a", "b"):
+        draw_folder(tmp_path / place / "pets")
+    assert imgclf("prepare", "a/pets", "--no-audit", "--image-size-px", "32").returncode == 0
+    for words in (["b/pets"], ["--name", "pets"]):
+        said = refused("train", *words, "--arch", "efficientnet_lite0")
+        assert "a/pets" in said and "--name" in said, said
+    assert "--recipe fastai" in refused("train", "a/pets", "--arch", "efficientnet_lite0", "--find-lr")
+    assert "cache-gb" in refused("prepare", "a/pets", "--cache-gb", "inf")
+
+
 def test_missing_folder(refused):
     assert "flowers" in refused("run", "flowers", "--arch", "efficientnet_lite0")
 
