@@ -168,7 +168,8 @@ def _add_state(app: FastAPI, service: Service | None) -> None:
         info = service.predictor.info
         model = dict(name=info.name, arch=info.arch, labels=info.labels,
                      sha256=service.predictor.sha256)
-        if app.state.draining: return JSONResponse(dict(status="stopping", model=model, **state), 503)
+        if app.state.draining:
+            return JSONResponse(dict(status="stopping", model=model, **state), 503)
         return dict(status="ok", model=model, **state)
 
     @app.get("/metrics", tags=["server"], response_class=Response,

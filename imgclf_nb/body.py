@@ -30,7 +30,7 @@ def _read_header(scope: dict, name: bytes) -> str:
 
 # %% ../nbs/09b_body.ipynb #3a28b1c7
 def _limit_request(settings: Settings) -> int:
-    "How many bytes the largest request may have: at least one file of the greatest size, in base64."
+    "How many bytes the largest request may have: at least one file, in base64."
     return int(1e6 * max(settings.max_request_mb, 1.4 * settings.max_upload_mb))
 
 def _limit_bytes(scope: dict, settings: Settings) -> int:

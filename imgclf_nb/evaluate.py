@@ -112,7 +112,8 @@ def _describe(predictor: Predictor, manifest: pd.DataFrame, name: str) -> dict:
     counts = {f"n_{split}": int(count.get(split, 0)) for split in ("train", "val", "test")}
     return {"dataset": {"name": name, "fingerprint": fingerprint_data(manifest), **counts},
             "model": {"name": info.name, "arch": info.arch, "sha256": predictor.sha256,
-                      "network": info.files["model.onnx"], "fit": info.fit, "precision": predictor.precision,
+                      "network": info.files["model.onnx"],
+                      "fit": info.fit, "precision": predictor.precision,
                       "image_size_px": info.image_size_px, "temperature": info.temperature},
             "versions": versions}
 

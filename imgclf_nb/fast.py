@@ -140,15 +140,17 @@ def _begin(checkpoint: Checkpoint, model: nn.Module, reached: dict, seconds: flo
           f"{row['valid_loss']:.3f}, accuracy {row['valid_accuracy']:.1%}",
           file=sys.stderr, flush=True)
 
-# %% ../nbs/05a_fast.ipynb #8619d6f9
+# %% ../nbs/05a_fast.ipynb #7d0c5a15
 def _has_room(places: _Activations, settings: Settings) -> bool:
     "Whether the second phase can be fed from disk; says so where it can't be as was asked."
     if places.views < settings.views:
-        print(f"cache-gb={settings.cache_gb:g} has room for {places.views} of {settings.views} views of each "
-              "training picture" + ("" if places.views else "; every picture goes through the whole "
-              "network in every epoch, which takes long"), file=sys.stderr, flush=True)
+        print(f"cache-gb={settings.cache_gb:g} has room for {places.views} of {settings.views} "
+              "views of each training picture" + ("" if places.views else "; every picture goes "
+              "through the whole network in every epoch, which takes long"), file=sys.stderr,
+              flush=True)
     return places.views > 0
 
+# %% ../nbs/05a_fast.ipynb #8619d6f9
 @dataclasses.dataclass
 class FastRun:
     "What a fast training works with."

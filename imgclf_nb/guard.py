@@ -36,8 +36,8 @@ def check_key(
     "Raise `Refusal` with status 401 unless the request brings the key, or needs none."
     if key is None or scope["path"] == "/health": return
     right = hashlib.sha256(key.encode()).digest()
-    if any([hmac.compare_digest(right, hashlib.sha256(given).digest()) for given in _present_keys(scope)]):
-        return
+    given = [hashlib.sha256(key).digest() for key in _present_keys(scope)]
+    if any([hmac.compare_digest(right, digest) for digest in given]): return
     basic = 'Basic realm="imgclf: the key is the password", charset="UTF-8"'
     challenge = basic if "text/html" in _read_header(scope, b"accept") else "Bearer"
     raise Refusal(401, "send the key in the header `Authorization: Bearer KEY`", "key",
@@ -125,13 +125,9 @@ class Guard:
         if scope["type"] == "lifespan": return await self.app(scope, receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})
-        exchange, client, work = _Exchange(self, scope, send), _name_client(scope), _makes_work(scope)
-        self.inside[client] += work
+        exchange = _Exchange(self, scope, send)
         try: await exchange.run(receive)
-        finally:
-            self.inside[client] -= work
-            if not self.inside[client]: del self.inside[client]
-            _record(exchange)
+        finally: _record(exchange)
 
 # %% ../nbs/09c_guard.ipynb #8b8819d7
 def _check(guard: Guard, scope: dict) -> None:
@@ -143,7 +139,7 @@ def _check(guard: Guard, scope: dict) -> None:
     if _makes_work(scope):
         guard.rate.check(scope)
         most, inside = guard.settings.max_waiting, guard.inside
-        if inside.total() > 4 * most or inside[_name_client(scope)] > 2 * most:
+        if inside.total() >= 4 * most or inside[_name_client(scope)] >= 2 * most:
             raise _refuse_busy()
     if name_route(scope["path"]) == "other":
         raise Refusal(404, "there is nothing here; /docs lists what there is", "path")
@@ -157,7 +153,7 @@ class _Exchange:
     "One request and its answer."
     def __init__(self, guard: Guard, scope: dict, send):
         self.guard, self.scope, self._send = guard, scope, send
-        self.status, self.body, self.began = 0, None, time.perf_counter()
+        self.status, self.body, self.place, self.began = 0, None, None, time.perf_counter()
         given = _read_header(scope, b"x-request-id")
         self.id = given if re.fullmatch(r"[\w.-]{1,64}", given) else uuid.uuid4().hex[:12]
 
@@ -165,6 +161,9 @@ class _Exchange:
         "Check the request, let the application answer it, or refuse it."
         try:
             _check(self.guard, self.scope)
+            if _makes_work(self.scope):
+                self.place = _name_client(self.scope)
+                self.guard.inside[self.place] += 1
             self.body = _Body(self.scope, receive, self.guard.settings, self.guard.store)
             head = self.scope["method"] == "HEAD" and self.scope["path"] in _OWN
             scope = {**self.scope, "method": "GET"} if head else self.scope   # no body goes out
@@ -180,6 +179,8 @@ class _Exchange:
                                        f"{self.id}", "error")
             await _refuse(self, refusal, receive)
         finally:
+            if self.place: self.guard.inside.subtract([self.place])
+            if not self.guard.inside[self.place]: del self.guard.inside[self.place]
             if self.body: self.body.close()
 
     async def forward(self, message: dict) -> None:

@@ -34,7 +34,7 @@ def _key(settings: Settings, manifest: pd.DataFrame) -> str:
         "arch", "seed", "image_size_px", "fit", "batch_size", "head_epochs", "fine_tune_epochs",
         "fine_tune_stages", "head_lr", "fine_tune_lr", "find_lr", "balance", "mixup",
         "label_smoothing", "flip", "recipe", "views", "power_norm"})
-    if settings.recipe == "fast": matters["cache_gb"] = settings.cache_gb   # how many views there are
+    if settings.recipe == "fast": matters["cache_gb"] = settings.cache_gb   # so many views fit
     weights = hash_file(settings.weights) if settings.weights else None
     text = json.dumps([matters, weights, fingerprint_data(manifest)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -103,7 +103,8 @@ def record_run(
     data, bundle = find_data(settings), read_bundle(settings.model_dir/"bundle")
     made = {"prepare", "train"} & set(steps)   # with defaults, which may be others one day
     part = {"steps": list(steps), "finished": datetime.now(timezone.utc).isoformat("T", "seconds"),
-            "settings": _dump_settings(settings.resolve() if made else settings), "seed": settings.seed,
+            "settings": _dump_settings(settings.resolve() if made else settings),
+            "seed": settings.seed,
             "data": {"name": data.name, "fingerprint": fingerprint_data(read_manifest(data))},
             "network": bundle.info.files["model.onnx"], **describe_machine()}
     parts, file = [], settings.results_dir/"run.json"

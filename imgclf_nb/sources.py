@@ -270,6 +270,6 @@ def check_origin(
     if path and path.resolve() == folder.resolve(): return
     if made_of == kind and where in (None, str(path and path.resolve())): return
     if where and not os.path.exists(where): return
-    raise DataError(f"{folder} was prepared from {where or 'an ' * (made_of == 'archive') + made_of}, "
-                    f"not from {source}: give that as SOURCE, or prepare {source} first, with "
-                    "another --name")
+    origin = where or ("an archive" if made_of == "archive" else made_of)
+    raise DataError(f"{folder} was prepared from {origin}, not from {source}: give that as SOURCE, "
+                    f"or prepare {source} first, with another --name")
