@@ -27,8 +27,8 @@ _EVALUATE = [*_WHERE, "model_dir", "results_dir", *_PICTURES, "precision", "unkn
              "robustness"]
 _EXPORT = [*_WHERE, "model_dir", *_PICTURES, "cache_gb", "precision"]
 _PREDICT = ["model_dir", "top_k", "format", *_PICTURES, "precision"]
-_SERVE = ["top_k", "model_dir", "results_dir", "data_dir", "workers", "max_megapixels", "precision", "host",
-          "port", "api_key", "rate_limit", "max_upload_mb", "max_request_mb", "max_files",
+_SERVE = ["model_dir", "results_dir", "data_dir", "workers", "max_megapixels", "precision", "top_k",
+          "host", "port", "api_key", "rate_limit", "max_upload_mb", "max_request_mb", "max_files",
           "max_waiting", "body_timeout_s", "processes", "trusted_proxies", "log_format", "page",
           "mcp", "feedback_dir"]
 _PATHS = {"predict": "Files or folders", "compare": "Two results folders",

@@ -88,7 +88,7 @@ def test_names_of_any_bytes_are_printed(tmp_path, bundle, files):
     (tmp_path / "photos" / "zoo.png").write_bytes(files[1].read_bytes())
     for format in ("json", "csv", "table"):
         done = subprocess.run([Path(sys.executable).parent / "imgclf", "predict", "photos", "--model-dir", bundle.path.parent, "--format", format],
-                              cwd=tmp_path, capture_output=True, env={**os.environ, "LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"})
+                              cwd=tmp_path, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"})
         assert done.returncode == 0, done.stderr
         assert "caf\ufffd.png" in done.stdout.decode() and "zoo.png" in done.stdout.decode()
 
