@@ -21,7 +21,7 @@ from .checks import (CONFLICT, group_pictures, inspect_largest, keep_largest,
 from .images import load_pixels
 from .report import write_report, write_table
 from .settings import Settings, nearest_names
-from .sources import SPLITS, Source, check_origin, name_source, open_source
+from .sources import SPLITS, Source, name_source, open_source
 from .splits import split_groups
 
 # %% ../nbs/02c_data.ipynb #a1675f75
@@ -72,11 +72,9 @@ _COLUMNS = ["path", "label", "split", "sha256", "width_px", "height_px", "group"
 def find_data(
     settings: Settings, # `name` or `source`, and `data_dir`
 ) -> Path:              # Folder of a data set that was prepared earlier
-    "Find the prepared data set; raises `DataError` if there is none, or it is another's."
+    "Find the prepared data set; raises `DataError` if there is none."
     folder = settings.data_dir/name_source(settings)
-    if (folder/"manifest.csv").is_file():
-        if "source" in settings.model_fields_set: check_origin(folder, settings.source)
-        return folder
+    if (folder/"manifest.csv").is_file(): return folder
     known = [path.parent.name for path in settings.data_dir.glob("*/manifest.csv")]
     raise DataError(f"no prepared data in {folder}{nearest_names(folder.name, known)}; "
                     f"run `imgclf prepare {settings.source}` first")

@@ -86,7 +86,7 @@ def train_model(
     arch, size_px, results = settings.arch, settings.image_size_px, settings.results_dir
     backbone = load_backbone(arch, weights=settings.weights, size_px=size_px)
     data = find_data(settings)
-    check_origin(data, settings.source)   # its defaults were taken
+    check_origin(data, settings.source)
     manifest = read_manifest(data)
     if not settings.allow_leak: check_splits(manifest)
     set_seed(settings.seed)

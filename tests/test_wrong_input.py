@@ -47,7 +47,7 @@ def test_another_source_of_the_same_name(imgclf, refused, tmp_path):
     for place in ("a", "b"):
         draw_folder(tmp_path / place / "pets")
     assert imgclf("prepare", "a/pets", "--no-audit", "--image-size-px", "32").returncode == 0
-    for words in (["train", "b/pets", "--arch", "efficientnet_lite0"], ["train", "--name", "pets"], ["evaluate", "b/pets"]):
+    for words in (["train", "b/pets", "--arch", "efficientnet_lite0"], ["train", "--name", "pets"]):
         said = refused(*words)
         assert "a/pets" in said and "--name" in said, said
     assert "--recipe fastai" in refused("train", "a/pets", "--arch", "efficientnet_lite0", "--find-lr")
