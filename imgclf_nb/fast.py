@@ -25,7 +25,7 @@ from .backbones import Backbone, cut_backbone
 from .depthwise import restore_convolutions, swap_convolutions
 from .features import (RowFile, _name_file, make_view, pool_features, run_frozen,
                                 write_rows)
-from .loaders import _lock, _make_room
+from .loaders import _lock
 from .settings import Settings
 from .train import (Checkpoint, _Bfloat16, _FrozenStatistics, _group_parameters,
                              fit_phase)
@@ -98,7 +98,6 @@ def _store_activations(run: "FastRun", places: _Activations, file: Path) -> RowF
     def fill(sink): run_frozen(run.parts[0], len(places), read, sink=sink, pool=False)
     with _lock(file.parent):   # another training may want the same
         if file.exists(): return RowFile(file)
-        _make_room(file.parent, 2 * run.cut.numel() * len(places), run.settings.cache_gb * 1e9)
         return write_rows(file, (len(places), *run.cut.shape[1:]), fill)
 
 def _make_part_loaders(activations: RowFile, places: _Activations, labels: list,

@@ -111,9 +111,9 @@ def _lock(folder: Path):
             yield
 
 def _make_room(folder: Path, n_bytes: int, budget_bytes: float) -> None:
-    "Remove half-written caches, then the oldest, until `n_bytes` more fit in the budget."
+    "Remove half-written pixel caches, then the oldest, until `n_bytes` more fit in the budget."
     ours = [file for file in folder.iterdir() if re.match(
-        r"\.?[0-9a-f]{16}-(\d+-(squish|pad|crop)|activations)\.npy", file.name)]
+        r"\.?[0-9a-f]{16}-\d+-(squish|pad|crop)\.npy", file.name)]
     for file in ours:
         if file.suffix == ".partial": file.unlink()
     found = [(file.stat(), file) for file in ours if file.exists()]
