@@ -81,9 +81,9 @@ def _explain(request: Request, error: Exception) -> JSONResponse:
         detail = f"{first['loc'][-1]}={first['input']!r:.60}: {first['msg']}"
     else: status, detail, headers = error.status_code, str(error.detail), error.headers or {}
     reason = "parameter" if status == 422 else getattr(error, "reason", None)
-    if reason and not getattr(error, "counted", False) and request.app.state.monitor:
+    if reason and request.app.state.monitor:
         request.app.state.monitor.refused.labels(reason).inc()
-        if isinstance(error, Refusal): error.counted = True
+        error.counted = True   # the guard hears of a refusal of the body as well
     return JSONResponse({"detail": detail}, status, headers=headers)
 
 # %% ../nbs/09d_api.ipynb #be8024a7
@@ -134,7 +134,6 @@ def _describe_body(name: str, *, several: bool) -> dict:
     if not several:
         for kind in ("image/*", "application/octet-stream"): content[kind] = {"schema": _FILE}
     return {"requestBody": {"required": True, "content": content}}
-
 
 # %% ../nbs/09d_api.ipynb #e7efe992
 def _add_predict(app: FastAPI, service: Service, settings: Settings) -> None:

@@ -140,14 +140,12 @@ def _begin(checkpoint: Checkpoint, model: nn.Module, reached: dict, seconds: flo
           file=sys.stderr, flush=True)
 
 # %% ../nbs/05a_fast.ipynb #7d0c5a15
-def _has_room(places: _Activations, settings: Settings) -> bool:
-    "Whether the second phase can be fed from disk; says so where it can't be as was asked."
-    if places.views < settings.views:
-        print(f"cache-gb={settings.cache_gb:g} has room for {places.views} of {settings.views} "
-              "views of each training picture" + ("" if places.views else "; every picture goes "
-              "through the whole network in every epoch, which takes long"), file=sys.stderr,
-              flush=True)
-    return places.views > 0
+def _tell_room(places: _Activations, settings: Settings) -> None:
+    "Say so where the second phase can't be fed from disk as was asked."
+    if places.views == settings.views: return
+    print(f"cache-gb={settings.cache_gb:g} has room for {places.views} of {settings.views} views "
+          "of each training picture" + ("" if places.views else "; every picture goes through the "
+          "whole network in every epoch, which takes long"), file=sys.stderr, flush=True)
 
 # %% ../nbs/05a_fast.ipynb #8619d6f9
 @dataclasses.dataclass
@@ -162,18 +160,17 @@ class FastRun:
     callbacks: list = dataclasses.field(default_factory=list) # For the second phase
 
     def __post_init__(self):
-        size_px, n_top = self.settings.image_size_px, self.settings.fine_tune_stages
-        self.n_top = min(n_top, len(self.backbone.stages))
+        size_px, fit = self.settings.image_size_px, self.settings.fit
+        self.labels, self.places = self.manifest.label.tolist(), None
+        self.n_top = min(self.settings.fine_tune_stages, len(self.backbone.stages))
         self.parts = cut_backbone(self.backbone, self.n_top, size_px=size_px)
-        self.labels = self.manifest.label.tolist()
-        pictures = self.manifest.sha256 + self.manifest.split
-        self.key = _name_file(self.backbone.arch, self.backbone.body, pictures, size_px,
-                              self.settings.fit)   # now, before any weight changes
+        pictures = self.manifest.sha256 + self.manifest.split   # named before any weight changes
+        self.key = _name_file(self.backbone.arch, self.backbone.body, pictures, size_px, fit)
         self.rows = [np.flatnonzero(self.manifest.split == split) for split in ("train", "val")]
         if self.parts:
             with torch.no_grad(): self.cut = self.parts[0](torch.zeros(1, 3, size_px, size_px))
             self.places = _Activations(self.rows, self.settings, 2 * self.cut.numel())
-            if not _has_room(self.places, self.settings): self.parts = None
+            if not self.places.views: self.parts = None
         body, head = self.learner.model
         self.model = nn.Sequential(self.parts[1], head) if self.parts else self.learner.model
 
@@ -221,6 +218,7 @@ def _fine_tune(run: FastRun, checkpoint: Checkpoint) -> None:
     settings, (part, file) = run.settings, _make_part(run) if run.parts else (run.learner, None)
     callbacks = [_Patience(), *run.callbacks, *([MixUp(settings.mixup)] if settings.mixup else [])]
     rates = slice(settings.fine_tune_lr / 10, settings.fine_tune_lr)
+    if run.places is not None: _tell_room(run.places, settings)
     with part.no_bar(), part.no_logging(), part.added_cbs(callbacks):
         fit_phase(part, checkpoint, settings.fine_tune_epochs, depth=-1 - run.n_top, rate=rates)
     if file: file.unlink(missing_ok=True)   # large, and of use to an interrupted training only

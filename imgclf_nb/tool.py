@@ -66,7 +66,6 @@ def mount_tool(
     inner = server.streamable_http_app(
         streamable_http_path="/mcp", json_response=True, stateless_http=True, host=settings.host,
         max_request_body_size=_limit_request(settings),
-        # a proxy sends the name that it is known by, which only its owner knows
         transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False)
         if settings.trusted_proxies else None)
     app.router.routes.extend(inner.routes)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -269,6 +270,14 @@ def send_for_ever(url, photo, outcomes, stop):
         except httpx.HTTPError as error:
             outcomes.append(repr(error))
             return
+
+
+def test_a_load_balancer_hears_that_it_stops(tmp_path):
+    with running_server(tmp_path, "--no-page") as server, httpx.Client(base_url=server.url) as balancer:
+        assert balancer.get("/health").json()["status"] == "ok"   # the connection stays
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: (reply := balancer.get("/health")).status_code == 503 and reply.json()["status"] == "stopping", 1, "the word")
+        assert server.process.wait(5) == 0
 
 
 def test_several_processes_count_together(tmp_path, photo):
