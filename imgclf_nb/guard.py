@@ -8,6 +8,7 @@ __all__ = ['check_key', 'name_route', 'RateLimit', 'Guard']
 # %% ../nbs/09c_guard.ipynb #bed9740f
 import base64, hashlib, hmac, ipaddress, json, logging, re, time, uuid
 from collections import Counter
+from contextlib import contextmanager
 
 from limits import parse
 from limits.storage import MemoryStorage
@@ -148,12 +149,22 @@ def _check(guard: Guard, scope: dict) -> None:
         raise Refusal(405, f"{scope['path']} takes {' and '.join(methods)}; see /docs", "method",
                       {"Allow": ", ".join(methods)})
 
+@contextmanager
+def _hold_place(guard: Guard, scope: dict):
+    "Count a request among those under way, unless it makes no work."
+    client = _name_client(scope) if _makes_work(scope) else None
+    if client: guard.inside[client] += 1
+    try: yield
+    finally:
+        if client: guard.inside[client] -= 1
+        if not guard.inside[client]: del guard.inside[client]
+
 # %% ../nbs/09c_guard.ipynb #9949db45
 class _Exchange:
     "One request and its answer."
     def __init__(self, guard: Guard, scope: dict, send):
         self.guard, self.scope, self._send = guard, scope, send
-        self.status, self.body, self.place, self.began = 0, None, None, time.perf_counter()
+        self.status, self.body, self.began = 0, None, time.perf_counter()
         given = _read_header(scope, b"x-request-id")
         self.id = given if re.fullmatch(r"[\w.-]{1,64}", given) else uuid.uuid4().hex[:12]
 
@@ -161,13 +172,11 @@ class _Exchange:
         "Check the request, let the application answer it, or refuse it."
         try:
             _check(self.guard, self.scope)
-            if _makes_work(self.scope):
-                self.place = _name_client(self.scope)
-                self.guard.inside[self.place] += 1
             self.body = _Body(self.scope, receive, self.guard.settings, self.guard.store)
             head = self.scope["method"] == "HEAD" and self.scope["path"] in _OWN
             scope = {**self.scope, "method": "GET"} if head else self.scope   # no body goes out
-            await self.guard.app(scope, self.body.receive, self.forward)
+            with _hold_place(self.guard, scope):
+                await self.guard.app(scope, self.body.receive, self.forward)
             if self.body.refusal: raise self.body.refusal
         except Refusal as refusal: await _refuse(self, refusal, receive)
         except ClientDisconnect: pass   # nobody is there to be answered
@@ -179,8 +188,6 @@ class _Exchange:
                                        f"{self.id}", "error")
             await _refuse(self, refusal, receive)
         finally:
-            if self.place: self.guard.inside.subtract([self.place])
-            if not self.guard.inside[self.place]: del self.guard.inside[self.place]
             if self.body: self.body.close()
 
     async def forward(self, message: dict) -> None:
