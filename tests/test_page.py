@@ -113,6 +113,11 @@ def upload(page, path):
     page.set_input_files("#photo input[type=file]", path)
 
 
+def wait_for_count(page, selector, count):
+    """Wait until so many elements are there: a slow machine draws them one after another."""
+    page.wait_for_function("([s, n]) => document.querySelectorAll(s).length == n", arg=[selector, count])
+
+
 def wait_for_picture(page, selector):
     """Wait until an <img> is loaded; gives its address."""
     page.wait_for_function("s => document.querySelector(s)?.naturalWidth > 0", arg=selector)
@@ -140,7 +145,7 @@ def test_one_photograph_with_what_decided(visit, folder, predictor):
 
 def test_an_example_is_answered(visit):
     page = visit()
-    assert page.locator("#examples img").count() == 3
+    wait_for_count(page, "#examples img", 3)
     page.locator("#examples button, #examples .gallery-item").first.click()
     page.wait_for_selector("#answer .bars")
     wait_for_picture(page, "#heat img")
@@ -171,12 +176,12 @@ def test_several_with_a_broken_one_among_them(visit, folder, predictor, tmp_path
     page.get_by_role("tab", name="Several").click()
     names = ["red.jpg", "broken.jpg", "=green.png", "notes.txt"]
     page.set_input_files("#files input[type=file]", [folder / name for name in names])
-    page.wait_for_selector("#table tbody tr, #table table tr.bad")
+    wait_for_count(page, "#table table tr", 1 + len(names))
     rows = page.locator("#table table tr").all_inner_texts()[1:]
     assert [row.split("\t")[0].strip() for row in rows] == names
     assert rows[0].split("\t")[1].strip() == "tomato" and "not a readable image" in rows[3]
     wait_for_picture(page, "#gallery img")
-    assert page.locator("#gallery .grid-container img").count() == 2
+    wait_for_count(page, "#gallery .grid-container img", 2)
     with page.expect_download() as download:
         page.locator("#csv").click()
     download.value.save_as(tmp_path / "table.csv")
