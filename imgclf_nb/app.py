@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from pathlib import Path
 
 import uvicorn
+from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
@@ -202,6 +203,7 @@ def _configure(app, settings: Settings, **options):
     return uvicorn.Config(
         app, http=_Protocol, ws="none", loop="auto", log_config=None, access_log=False,
         server_header=False, timeout_graceful_shutdown=10, timeout_keep_alive=30,
+        timeout_worker_healthcheck=60,   # a worker first imports and loads, on a slow machine for long
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies, **options)
 
@@ -275,6 +277,13 @@ def make_app_from_environment(
     _return_memory()
     return make_app(settings)
 
+class _Workers(Multiprocess):
+    "uvicorn's processes; one that died has no pictures under way in `/metrics`."
+    def keep_subprocess_alive(self):
+        before = {process.pid for process in self.processes}
+        super().keep_subprocess_alive()
+        for pid in before - {process.pid for process in self.processes}: mark_process_dead(pid)
+
 def _serve_several(settings: Settings, listening: socket.socket) -> None:
     "Serve with several processes until SIGTERM or Ctrl-C."
     Predictor(settings.model_dir/"bundle", precision=settings.precision)   # its errors belong here
@@ -284,4 +293,4 @@ def _serve_several(settings: Settings, listening: socket.socket) -> None:
                             workers=settings.processes)
         print(f"imgclf serves the API with {settings.processes} processes on port "
               f"{listening.getsockname()[1]}; stop it with Ctrl-C", file=sys.stderr, flush=True)
-        Multiprocess(config, sockets=[listening]).run()
+        _Workers(config, sockets=[listening]).run()

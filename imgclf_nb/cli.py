@@ -128,6 +128,8 @@ def _load_network(settings: Settings) -> None:
 
 def _run(settings: Settings) -> None:
     import imgclf_nb.data   # here, so that no two threads import one library
+    from imgclf_nb.predict import check_precision
+    check_precision(settings.precision)   # before minutes go by
     with ThreadPoolExecutor(1) as pool:
         network = pool.submit(_load_network, settings.resolve())
         _prepare(settings, unpacked=network.result)
@@ -185,9 +187,6 @@ def _do(words: list[str]) -> None:
         near = nearest_names(words[0], list(COMMANDS))
         raise SettingsError(f"unknown command {words[0]!r}{near}; see `imgclf --help`")
     settings, paths = parse_words(words[0], words[1:])
-    if settings.precision == "int8" and words[0] in ("train", "run"):
-        raise SettingsError("precision=int8: training makes a float bundle; train with auto, then "
-                            "run `imgclf export --precision int8`")
     with explain_storage(settings.data_dir):
         globals()[f"_{words[0]}"](settings, *([paths] if words[0] in _PATHS else []))
 

@@ -21,7 +21,7 @@ from .calibrate import calibrate_model, write_temperature
 from .data import find_data, fingerprint_data, read_manifest
 from .features import _write_graph, find_features
 from .loaders import Pixels, cache_pixels
-from .predict import Predictor
+from .predict import Predictor, check_precision
 from .settings import Settings
 from .recipes import train_model
 
@@ -174,7 +174,8 @@ def export_bundle(
 def train_bundle(
     settings: Settings, # What to train on, and how
 ) -> Bundle:            # The bundle in `model_dir/bundle`
-    "Train on a prepared data set and export the result."
+    "Train on a prepared data set and export the result; raises `ImgclfError`."
+    check_precision(settings.precision)
     settings = settings.resolve()
     learner = train_model(settings)
     data = find_data(settings)

@@ -11,11 +11,15 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from gradio_client import Client, handle_file
+from PIL import Image
 from serving import running_server, wait_for
 
 from imgclf_nb.example import draw_example, write_example_bundle
@@ -153,21 +157,21 @@ def test_a_byte_from_time_to_time_keeps_no_connection(photo):
     async def refuse(scope, receive, send):
         await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
-    server = uvicorn.Server(uvicorn.Config(refuse, port=0, http=_Protocol, lifespan="off", timeout_keep_alive=1, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(refuse, port=0, http=_Protocol, lifespan="off", timeout_keep_alive=2, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     port = wait_for(lambda: server.started and server.servers[0].sockets[0].getsockname()[1])
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=4) as link:
+        with socket.create_connection(("127.0.0.1", port), timeout=15) as link:
             link.sendall(b"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n")
             assert link.recv(1000).startswith(b"HTTP/1.1 404")
             link.sendall(b"x")
             assert link.recv(1000) == b"", "it is closed"
-        with socket.create_connection(("127.0.0.1", port), timeout=4) as link:   # a second request may come in that second
+        with socket.create_connection(("127.0.0.1", port), timeout=15) as link:   # a second request may come in that time
             for _ in range(2):
                 link.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
                 assert link.recv(1000).startswith(b"HTTP/1.1 404")
-                time.sleep(0.7)
+                time.sleep(1.3)
     finally:
         server.should_exit = True
         thread.join(10)
@@ -189,7 +193,7 @@ def test_it_starts_quickly_small_and_without_torch(tmp_path, photo):
     began = time.monotonic()
     with running_server(tmp_path) as server:
         assert httpx.post(server.url + "/predict", files={"file": ("a", photo)}).status_code == 200
-        assert time.monotonic() - began < 8   # 4 s on a quiet machine, see benchmarks/serving.md
+        assert time.monotonic() - began < 30   # 4 s on a quiet machine, see benchmarks/serving.md
         assert httpx.get(server.url + "/").status_code == 200
         loaded = Path(f"/proc/{server.pid}/maps").read_text()
         assert "gradio" in loaded or "numpy" in loaded
@@ -236,7 +240,7 @@ def test_sigterm_under_load_loses_no_accepted_request(tmp_path, photo):
         clients = [threading.Thread(target=send_for_ever, args=(server.url, photo, outcomes, stop)) for _ in range(8)]
         for client in clients:
             client.start()
-        time.sleep(2)
+        wait_for(lambda: outcomes.count(200) > 50, 60, "answers")
         began = time.monotonic()
         code = server.stop()
         seconds = time.monotonic() - began
@@ -244,9 +248,8 @@ def test_sigterm_under_load_loses_no_accepted_request(tmp_path, photo):
         for client in clients:
             client.join()
     assert code == 0, server.log.read_text()
-    assert outcomes.count(200) > 50
     assert set(outcomes) <= {200, "not accepted"}, outcomes[-20:]
-    assert seconds < 2
+    assert seconds < 8   # a page that is open would keep it for ten
 
 
 def listen(url):
@@ -276,8 +279,8 @@ def test_a_load_balancer_hears_that_it_stops(tmp_path):
     with running_server(tmp_path, "--no-page") as server, httpx.Client(base_url=server.url) as balancer:
         assert balancer.get("/health").json()["status"] == "ok"   # the connection stays
         server.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: (reply := balancer.get("/health")).status_code == 503 and reply.json()["status"] == "stopping", 1, "the word")
-        assert server.process.wait(5) == 0
+        wait_for(lambda: (reply := balancer.get("/health")).status_code == 503 and reply.json()["status"] == "stopping", 10, "the word")
+        assert server.process.wait(20) == 0
 
 
 def test_several_processes_count_together(tmp_path, photo):
@@ -291,6 +294,24 @@ def test_several_processes_count_together(tmp_path, photo):
         assert re.search(r'imgclf_stage_seconds_count\{stage="inference"\} 12\.0', text)
         mean = [float(re.search(rf"imgclf_confidence_{part} (\S+)", text)[1]) for part in ("sum", "count")]
         assert mean[0] / mean[1] == pytest.approx(0.89, abs=0.01)
+
+
+def test_what_a_dead_process_had_under_way_is_under_way_no_more(tmp_path):
+    Image.new("RGB", (4900, 4900)).save(buffer := io.BytesIO(), "PNG")
+    files = [("files", (str(n), buffer.getvalue())) for n in range(32)]
+    with running_server(tmp_path, "--processes", "2") as server, ThreadPoolExecutor(1) as pool:
+        def waiting():
+            with suppress(httpx.TransportError):
+                found = re.search(r"(?m)^imgclf_waiting (\S+)", httpx.get(server.url + "/metrics").text)
+                return found and float(found[1])
+        httpx.post(server.url + "/predict", files={"file": ("a", buffer.getvalue())})
+        broken_off = pool.submit(httpx.post, server.url + "/predict/batch", files=files, timeout=60)
+        wait_for(waiting, what="work under way")
+        for child in psutil.Process(server.pid).children():
+            if "resource_tracker" not in " ".join(child.cmdline()):
+                child.kill()   # as the system does where memory is short
+        assert isinstance(broken_off.exception(), httpx.TransportError)
+        wait_for(lambda: waiting() == 0, 60, "no work under way")
 
 
 def test_the_log_has_a_line_of_json_for_each_request(tmp_path, photo):
@@ -357,7 +378,7 @@ def test_who_came_in_at_the_last_moment_is_not_cut_off():
             words = [sys.executable, "-c", KNOCK, str(listening.getsockname()[1])]
             guests = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
             let_in, end = [], time.monotonic() + 0.4
-            while time.monotonic() < end:
+            while time.monotonic() < end or len(let_in) < 20 and time.monotonic() < end + 30:
                 try:
                     let_in.append(listening.accept()[0])
                 except BlockingIOError:

@@ -170,7 +170,7 @@ def test_ctrl_c_leaves_no_parts(tmp_path):
     process = subprocess.Popen([Path(sys.executable).parent / "imgclf", "run"], cwd=tmp_path, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.rglob("checkpoint.pth")) and time.monotonic() < deadline:
+    while not (tmp_path / "model" / "checkpoint.pth").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
