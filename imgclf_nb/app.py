@@ -203,7 +203,7 @@ def _configure(app, settings: Settings, **options):
     return uvicorn.Config(
         app, http=_Protocol, ws="none", loop="auto", log_config=None, access_log=False,
         server_header=False, timeout_graceful_shutdown=10, timeout_keep_alive=30,
-        timeout_worker_healthcheck=60,   # a worker first imports and loads, on a slow machine for long
+        timeout_worker_healthcheck=60,   # for its imports, on a slow machine
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies, **options)
 
