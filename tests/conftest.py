@@ -12,7 +12,7 @@ REAL = ROOT.parent / "shared" / "data" / "caltech101.tar"
 @pytest.fixture
 def imgclf(tmp_path):
     """Run the `imgclf` command in a process and a folder of its own; gives a CompletedProcess."""
-    def run(*words, timeout=900, **options):
+    def run(*words, timeout=300, **options):
         program = Path(sys.executable).parent / "imgclf"
         return subprocess.run([program, *map(str, words)], cwd=tmp_path, text=True, capture_output=True,
                               timeout=timeout, **options)

@@ -38,7 +38,7 @@ def shapes(tmp_path):
 
 def run(folder, *words):
     """Run `imgclf` in a folder and expect success."""
-    done = subprocess.run([Path(sys.executable).parent / "imgclf", *map(str, words)], cwd=folder, text=True, capture_output=True, timeout=900)
+    done = subprocess.run([Path(sys.executable).parent / "imgclf", *map(str, words)], cwd=folder, text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done
 

@@ -48,7 +48,8 @@ class Watch:
     def __init__(self, server):
         self.server, self.worst_ms, self.worst_mb = server, (0, ""), (0, "")
         self.pool, self.good = ThreadPoolExecutor(1), httpx.Client(base_url=server.url, timeout=60)
-        self.patience_ms = max(PATIENCE_MS, 40 * statistics.median(self.ask() for _ in range(20)))   # more on a slow machine
+        for _ in range(20):
+            self.ask()
         self.before_kb = read_kb(server.pid, "VmRSS")
 
     def ask(self):
@@ -71,7 +72,7 @@ class Watch:
             more_mb = (read_kb(self.server.pid, "VmHWM") - self.before_kb) / 1000
             self.worst_mb = max(self.worst_mb, (more_mb, name))
             assert more_mb < MORE_MB, f"{name}: {more_mb:.0f} MB more"
-            if max(times) < self.patience_ms:
+            if max(times) < PATIENCE_MS:
                 break
         else:
             pytest.fail(f"{name}: a good request took {max(times):.0f} ms beside it, three times")
@@ -82,7 +83,7 @@ class Watch:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """A server whose patience with slow bodies is short; at the end its log tells of no failure."""
-    with running_server(tmp_path_factory.mktemp("hostile"), "--body-timeout-s", "3") as server:
+    with running_server(tmp_path_factory.mktemp("hostile"), "--body-timeout-s", "1") as server:
         yield server
         log = server.log.read_text()
         failures = [log[found.start() - 300:found.start() + 3000] for found in re.finditer(r"Traceback| ERROR ", log)]
@@ -315,10 +316,10 @@ def test_request(server, watch, name):
 
 def test_slow_body(server, watch):
     """Byte by byte is as slow as not at all: there is one deadline for the whole body."""
-    pieces = [head(Content_Length=len(PHOTO), **IMAGE), *(PHOTO[n:n + 1] for n in range(200))]
+    pieces = [head(Content_Length=len(PHOTO), **IMAGE), *(PHOTO[n:n + 1] for n in range(100))]
     began = time.monotonic()
     answers = watch.beside("byte by byte", lambda: talk(server, *pieces, pause_s=0.03))
-    assert answers[0][0] == 408 and "3 s" in json.loads(answers[0][2])["detail"] and time.monotonic() - began < 20
+    assert answers[0][0] == 408 and "1 s" in json.loads(answers[0][2])["detail"] and time.monotonic() - began < 6
 
 
 def test_header_that_does_not_end(server, watch):
@@ -492,7 +493,7 @@ def test_uploads_do_not_stay(tmp_path):
                 with contextlib.suppress(FileNotFoundError):
                     os.utime(path, (long_ago, long_ago))
             return not find()
-        wait_for(swept, 40, "the sweep of old uploads")
+        wait_for(swept, 15, "the sweep of old uploads")
         assert server.stop() == 0 and list(server.uploads.iterdir()) == []
 
 
@@ -536,10 +537,10 @@ def test_flood(server, watch):
                 time.sleep(0.02)
             counts = json.loads(process.stdout.read())
     print(f"\n{counts}; /health: median {statistics.median(times):.0f} ms, worst {max(times):.0f} ms of {len(times)}")
-    assert set(counts) == {"200", "503 with retry-after"} and counts["200"] > 20, counts
-    assert sorted(times)[-3] < 500, f"/health took {sorted(times)[-5:]} ms"   # two may be late: the machine has other work
+    assert set(counts) == {"200", "503 with retry-after"} and counts["200"] > 200, counts
+    assert sorted(times)[-3] < 100, f"/health took {sorted(times)[-5:]} ms"   # two may be late: the machine has other work
     assert (read_kb(server.pid, "VmRSS") - watch.before_kb) / 1000 < MORE_MB
-    assert min(watch.ask() for _ in range(3)) < watch.patience_ms, "the server recovers at once"
+    assert watch.ask() < PATIENCE_MS, "the server recovers at once"
 
 
 def test_half_sent_uploads(server, watch):
@@ -553,7 +554,7 @@ def test_half_sent_uploads(server, watch):
                          head(Content_Length=9_000_000, **IMAGE) + bytes(100_000))
         during = [watch.ask() for _ in range(60)]
         print(f"\nmedian {before:.1f} ms before, {statistics.median(during):.1f} ms beside 100 half-sent uploads")
-        assert statistics.median(during) < 3 * before + 20 and sorted(during)[-3] < watch.patience_ms
+        assert statistics.median(during) < 2 * before + 5 and sorted(during)[-3] < PATIENCE_MS
         for link in links:
             link.settimeout(10)
             assert link.recv(100).startswith(b"HTTP/1.1 408")
@@ -594,7 +595,7 @@ def test_schemathesis_finds_nothing(server, tmp_path):
     program = Path(sys.executable).parent / "schemathesis"
     words = ["--max-examples", "60", "--seed", "1", "--workers", "2", "--no-color", "--continue-on-failure", "--phases", "examples,coverage,fuzzing",
              "--exclude-checks", "positive_data_acceptance"]   # that one takes any bytes for a picture, as the schema can't say better
-    result = subprocess.run([program, "run", server.url + "/openapi.json", *words], cwd=tmp_path, text=True, capture_output=True, timeout=600)
+    result = subprocess.run([program, "run", server.url + "/openapi.json", *words], cwd=tmp_path, text=True, capture_output=True, timeout=100)
     assert result.returncode == 0, result.stdout[-6000:]
 
 

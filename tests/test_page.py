@@ -104,10 +104,9 @@ def visit(browser, server):
         page.wait_for_selector("#photo input[type=file]", state="attached")
         return page
     yield open_page
-    found = list(troubles)   # closing breaks requests off
     for context in contexts:
         context.close()
-    assert not found
+    assert not troubles
 
 
 def upload(page, path):

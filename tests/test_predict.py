@@ -216,7 +216,7 @@ time.sleep(0.5)
 """
 
 
-def test_ready_soon_and_calls_nobody(bundle, tmp_path):
+def test_ready_within_a_second_and_calls_nobody(bundle, tmp_path):
     draw_example(1).save(tmp_path / "sea.png")
     took = []
     for _ in range(3):   # the best of three: other work on the machine is not what is measured
@@ -226,7 +226,7 @@ def test_ready_soon_and_calls_nobody(bundle, tmp_path):
         label, seconds = json.loads(ran.stdout)
         assert label == "sea"
         took.append(seconds)
-    assert min(took) < 5   # 0.5 s on a quiet machine
+    assert min(took) < 1
 
 
 FIRST_CALLS = """

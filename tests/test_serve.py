@@ -162,12 +162,12 @@ def test_a_byte_from_time_to_time_keeps_no_connection(photo):
     thread.start()
     port = wait_for(lambda: server.started and server.servers[0].sockets[0].getsockname()[1])
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=15) as link:
+        with socket.create_connection(("127.0.0.1", port), timeout=4) as link:
             link.sendall(b"POST /nowhere HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n")
             assert link.recv(1000).startswith(b"HTTP/1.1 404")
             link.sendall(b"x")
             assert link.recv(1000) == b"", "it is closed"
-        with socket.create_connection(("127.0.0.1", port), timeout=15) as link:   # a second request may come in that time
+        with socket.create_connection(("127.0.0.1", port), timeout=4) as link:   # a second request may come in that time
             for _ in range(2):
                 link.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
                 assert link.recv(1000).startswith(b"HTTP/1.1 404")
@@ -193,7 +193,7 @@ def test_it_starts_quickly_small_and_without_torch(tmp_path, photo):
     began = time.monotonic()
     with running_server(tmp_path) as server:
         assert httpx.post(server.url + "/predict", files={"file": ("a", photo)}).status_code == 200
-        assert time.monotonic() - began < 30   # 4 s on a quiet machine, see benchmarks/serving.md
+        assert time.monotonic() - began < 8   # 4 s on a quiet machine, see benchmarks/serving.md
         assert httpx.get(server.url + "/").status_code == 200
         loaded = Path(f"/proc/{server.pid}/maps").read_text()
         assert "gradio" in loaded or "numpy" in loaded
@@ -240,7 +240,7 @@ def test_sigterm_under_load_loses_no_accepted_request(tmp_path, photo):
         clients = [threading.Thread(target=send_for_ever, args=(server.url, photo, outcomes, stop)) for _ in range(8)]
         for client in clients:
             client.start()
-        wait_for(lambda: outcomes.count(200) > 50, 60, "answers")
+        time.sleep(2)
         began = time.monotonic()
         code = server.stop()
         seconds = time.monotonic() - began
@@ -248,8 +248,9 @@ def test_sigterm_under_load_loses_no_accepted_request(tmp_path, photo):
         for client in clients:
             client.join()
     assert code == 0, server.log.read_text()
+    assert outcomes.count(200) > 50
     assert set(outcomes) <= {200, "not accepted"}, outcomes[-20:]
-    assert seconds < 8   # a page that is open would keep it for ten
+    assert seconds < 2
 
 
 def listen(url):
@@ -279,8 +280,8 @@ def test_a_load_balancer_hears_that_it_stops(tmp_path):
     with running_server(tmp_path, "--no-page") as server, httpx.Client(base_url=server.url) as balancer:
         assert balancer.get("/health").json()["status"] == "ok"   # the connection stays
         server.process.send_signal(signal.SIGTERM)
-        wait_for(lambda: (reply := balancer.get("/health")).status_code == 503 and reply.json()["status"] == "stopping", 10, "the word")
-        assert server.process.wait(20) == 0
+        wait_for(lambda: (reply := balancer.get("/health")).status_code == 503 and reply.json()["status"] == "stopping", 1, "the word")
+        assert server.process.wait(5) == 0
 
 
 def test_several_processes_count_together(tmp_path, photo):

@@ -29,11 +29,11 @@ def test_resnet50_from_a_file(imgclf, tmp_path):
 
 
 def test_resnet50_without_a_network(imgclf, tmp_path):
-    """No weights: all ways out are named soon, and nothing is written."""
+    """No weights: all ways out are named within 30 seconds, and nothing is written."""
     began = time.monotonic()
     nowhere = {**os.environ, "TORCH_HOME": str(tmp_path / "cache"), "https_proxy": "http://127.0.0.1:9"}
     result = imgclf("run", "digits", "--arch", "resnet50", env=nowhere)
-    assert result.returncode == 2 and time.monotonic() - began < 90
+    assert result.returncode == 2 and time.monotonic() - began < 30
     message = result.stderr.splitlines()[-1]
     assert message.startswith("imgclf: ") and "--weights FILE" in message and "--arch efficientnet_lite0" in message
     assert not (tmp_path / "data").exists() and not [path for path in tmp_path.rglob("*") if path.is_file()]
