@@ -68,7 +68,7 @@ _PROBLEMS = {400: "Not a readable picture", 401: "Missing or wrong key",
              503: "Busy; come again after Retry-After seconds"}
 _RESPONSES = {status: {"model": Problem, "description": text} for status, text in _PROBLEMS.items()}
 
-def _explain(request: Request, error: Exception) -> JSONResponse:
+async def _explain(request: Request, error: Exception) -> JSONResponse:
     "The answer for an error that a client can mend."
     if isinstance(error, ImageError): status, detail, headers = _STATUS[error.kind], str(error), {}
     elif isinstance(error, BusyError):

@@ -6,7 +6,7 @@
 __all__ = ['sweep_uploads', 'make_app', 'serve', 'make_app_from_environment']
 
 # %% ../nbs/09j_app.ipynb #2ab81819
-import asyncio, ctypes, logging, logging.config, os, shutil, signal, socket, sys, tempfile, time
+import asyncio, ctypes, gc, logging, logging.config, os, shutil, signal, socket, sys, tempfile, time
 import warnings
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -237,6 +237,7 @@ def serve(
     if not (settings.model_dir/"bundle").exists() and not _await_model(settings, listening): return
     if settings.processes > 1: return _serve_several(settings, listening)
     guard = make_app(settings)
+    gc.freeze()
     _announce(guard, settings, port)
     _Server(_configure(guard, settings)).run(sockets=[listening])
 
@@ -275,7 +276,9 @@ def make_app_from_environment(
     settings = Settings()
     logging.config.dictConfig(_log_config(settings.log_format))
     _return_memory()
-    return make_app(settings)
+    guard = make_app(settings)
+    gc.freeze()
+    return guard
 
 class _Workers(Multiprocess):
     "uvicorn's processes; one that died has no pictures under way in `/metrics`."

@@ -10,6 +10,7 @@ import base64, hashlib, hmac, ipaddress, json, logging, re, time, uuid
 from collections import Counter
 from contextlib import contextmanager
 
+import anyio
 from limits import parse
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
@@ -120,14 +121,17 @@ class Guard:
         self.key = settings.api_key.get_secret_value() if settings.api_key else None
         self.rate, self.draining = RateLimit(settings.rate_limit), False
         self.inside = Counter()   # client -> requests that make work and are under way
-        self.store = _Store(settings)
+        self.store, self.turn = _Store(settings), anyio.Lock(fast_acquire=True)
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan": return await self.app(scope, receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})
         exchange = _Exchange(self, scope, send)
-        try: await exchange.run(receive)
+        try:
+            if _makes_work(scope):
+                async with self.turn: await anyio.sleep(0)   # whoever waits has a look first
+            await exchange.run(receive)
         finally: _record(exchange)
 
 # %% ../nbs/09c_guard.ipynb #8b8819d7

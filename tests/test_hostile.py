@@ -523,22 +523,27 @@ async def flood(url, clients, seconds):
     print(json.dumps(counts))
 
 
-def test_flood(server, watch):
-    """300 clients: each request is answered or refused with Retry-After; /health stays quick."""
-    def poll():
-        began = time.perf_counter()
-        assert health.get("/health").json()["status"] == "ok"
-        times.append(1000 * (time.perf_counter() - began))
+def measure_flood(server):
+    """Milliseconds that /health took beside 300 clients, each of whose requests is answered or refused with Retry-After."""
     times = []
     with httpx.Client(base_url=server.url) as health:
         with subprocess.Popen([sys.executable, __file__, server.url, "300", "4"], stdout=subprocess.PIPE, text=True) as process:
             while process.poll() is None:
-                poll()
+                began = time.perf_counter()
+                assert health.get("/health").json()["status"] == "ok"
+                times.append(1000 * (time.perf_counter() - began))
                 time.sleep(0.02)
             counts = json.loads(process.stdout.read())
     print(f"\n{counts}; /health: median {statistics.median(times):.0f} ms, worst {max(times):.0f} ms of {len(times)}")
     assert set(counts) == {"200", "503 with retry-after"} and counts["200"] > 200, counts
-    assert sorted(times)[-3] < 100, f"/health took {sorted(times)[-5:]} ms"   # two may be late: the machine has other work
+    assert sorted(times)[-3] < 100, f"/health took {sorted(times)[-5:]} ms"
+    return times
+
+
+def test_flood(server, watch):
+    """/health is quick throughout a flood; of three, one may have a late answer, for the machine has other work."""
+    worst = [max(measure_flood(server)) for _ in range(3)]
+    assert statistics.median(worst) < 100, f"/health took {worst} ms at worst"
     assert (read_kb(server.pid, "VmRSS") - watch.before_kb) / 1000 < MORE_MB
     assert watch.ask() < PATIENCE_MS, "the server recovers at once"
 
