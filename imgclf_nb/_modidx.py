@@ -34,6 +34,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'imgclf_nb.app._await_model': ('app.html#_await_model', 'imgclf_nb/app.py'),
                                'imgclf_nb.app._configure': ('app.html#_configure', 'imgclf_nb/app.py'),
                                'imgclf_nb.app._export_settings': ('app.html#_export_settings', 'imgclf_nb/app.py'),
+                               'imgclf_nb.app._import_page': ('app.html#_import_page', 'imgclf_nb/app.py'),
+                               'imgclf_nb.app._load_model': ('app.html#_load_model', 'imgclf_nb/app.py'),
                                'imgclf_nb.app._log_config': ('app.html#_log_config', 'imgclf_nb/app.py'),
                                'imgclf_nb.app._open_socket': ('app.html#_open_socket', 'imgclf_nb/app.py'),
                                'imgclf_nb.app._return_memory': ('app.html#_return_memory', 'imgclf_nb/app.py'),

@@ -6,8 +6,9 @@
 __all__ = ['sweep_uploads', 'make_app', 'serve', 'make_app_from_environment']
 
 # %% ../nbs/09j_app.ipynb #2ab81819
-import asyncio, ctypes, gc, logging, logging.config, os, shutil, signal, socket, sys, tempfile, time
-import warnings
+import asyncio, ctypes, gc, inspect, logging, logging.config, os, shutil, signal, socket, sys
+import tempfile, time, warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from uvicorn.supervisors import Multiprocess
 from .door import accept_last, close_door
 from .guard import Guard
 from .monitor import Monitor
-from .predict import Predictor
+from .predict import Predictor, _import_openvino
 from .service import Service
 from .settings import Settings, SettingsError
 
@@ -55,6 +56,26 @@ async def _sweep_for_ever(folder: Path, every_s: float = 10) -> None:
         try: await asyncio.to_thread(sweep_uploads, folder)
         except OSError: pass   # a file that Gradio removed meanwhile; the next round finds the rest
 
+# %% ../nbs/09j_app.ipynb #c70e41b2
+def _import_page() -> None:
+    "Import Gradio, but without the files for editors that it writes at each import."
+    find = inspect.getfile
+    def getfile(item):
+        if getattr(item, "__module__", "").startswith("gradio."): raise OSError
+        return find(item)
+    inspect.getfile = getfile
+    try: import imgclf_nb.page
+    finally: inspect.getfile = find
+
+def _load_model(settings: Settings) -> Predictor:
+    "Load the model in one thread while the other imports what will be needed."
+    _import_openvino()   # here, so that no two threads import one library
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(Predictor, settings.model_dir/"bundle", quick=True,
+            precision=settings.precision, max_megapixels=settings.max_megapixels)
+        if settings.page and settings.processes == 1: _import_page()
+        return loading.result()
+
 # %% ../nbs/09j_app.ipynb #0a9d0d3b
 def make_app(
     settings: Settings,                  # Folders, limits, key, and which doors to open
@@ -62,10 +83,12 @@ def make_app(
     predictor: Predictor | None = None,  # The model; by default the bundle in `model_dir`
 ) -> Guard:                              # ASGI application
     "Make the whole application; raises `BundleError` where there is no model."
-    predictor = predictor or Predictor(settings.model_dir/"bundle", quick=True,
-        precision=settings.precision, max_megapixels=settings.max_megapixels)
     uploads = Path(tempfile.mkdtemp(prefix="imgclf-uploads-")).resolve()
     _silence(uploads)
+    try: predictor = predictor or _load_model(settings)
+    except BaseException:
+        shutil.rmtree(uploads)
+        raise
     from imgclf_nb.api import make_api   # after `_silence`: imports what it silences
     service = Service(predictor, workers=settings.workers, max_waiting=settings.max_waiting)
     app = make_api(service, settings)
