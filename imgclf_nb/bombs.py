@@ -16,8 +16,8 @@ def _count_scans(content, most: int) -> str:
         if place < 0: return ""
     return f"more than {most} scans"
 
-_MARKER = re.compile(rb"\xff+([^\xff\0])", re.DOTALL)
-_AFTER = re.compile(rb"\xff+([^\xff\0\xd0-\xd7])", re.DOTALL)   # in a scan, where d0 to d7 may be
+_MARKER = re.compile(rb"\xff([^\xff\0])", re.DOTALL)
+_AFTER = re.compile(rb"\xff([^\xff\0\xd0-\xd7])", re.DOTALL)   # in a scan, where d0 to d7 may be
 _BARE = {1, 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}   # markers without a length
 
 def _walk_jpeg(content, most: int = 1000, most_scans: int = 100) -> str:
