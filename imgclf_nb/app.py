@@ -235,8 +235,9 @@ def _return_memory() -> None:
     "Tell glibc to give memory back to the system; see its manual page mallopt(3)."
     try: tune = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError): return   # another C library
-    mmap_threshold, arena_max = -3, -8
-    tune(mmap_threshold, 1 << 20)   # bytes
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8
+    tune(trim_threshold, 16 << 20)   # bytes
+    tune(mmap_threshold, 4 << 20)   # bytes
     tune(arena_max, 2)
 
 # %% ../nbs/09j_app.ipynb #4bb14071
