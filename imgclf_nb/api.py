@@ -15,6 +15,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartParser
 
 from . import __version__
 from .body import Refusal
@@ -87,6 +88,8 @@ async def _explain(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": detail}, status, headers=headers)
 
 # %% ../nbs/09d_api.ipynb #be8024a7
+MultiPartParser.spool_max_size = 1 << 30   # bytes; the guard sets the limit
+
 async def _read_form(request: Request, name: str, settings: Settings) -> list[UploadFile]:
     "The files of a form field; raises `Refusal`."
     try:

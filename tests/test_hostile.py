@@ -581,16 +581,19 @@ def test_one_client_can_not_take_all_places(server):
 
 
 def test_bodies_that_fill_the_memory(server, watch):
-    """50 clients that hold back the end of a large body: the server keeps within its memory."""
+    """50 clients that hold back the end of a large body, as it is or in a form: the server keeps within its memory."""
     address = tuple(server.url.removeprefix("http://").split(":"))
-    with contextlib.ExitStack() as stack:
-        def send():
-            for _ in range(50):
-                link = stack.enter_context(socket.create_connection(address))
-                link.settimeout(10)
-                with contextlib.suppress(OSError):
-                    link.sendall(head(Content_Length=39_000_000, **IMAGE) + bytes(38_000_000))
-        watch.beside("50 bodies of 38 MB", send)
+    kinds = {"bodies": (IMAGE, bytes(38_000_000)), "forms": ({"Content_Type": "multipart/form-data; boundary=x"}, part(content=bytes(38_000_000)))}
+    for name, (headers, content) in kinds.items():
+        with contextlib.ExitStack() as stack:
+            def send():
+                for _ in range(50):
+                    link = stack.enter_context(socket.create_connection(address))
+                    link.settimeout(10)
+                    with contextlib.suppress(OSError):
+                        link.sendall(head(Content_Length=39_000_000, **headers) + content)
+            watch.beside(f"50 {name} of 38 MB", send)
+            print(f"\n{name}: {(read_kb(server.pid, 'VmHWM') - watch.before_kb) / 1000:.0f} MB more")
 
 
 # --- what the API says about itself ---
