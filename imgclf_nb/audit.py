@@ -183,7 +183,9 @@ def _describe(suspects: pd.DataFrame, odd: pd.DataFrame, pixels: np.ndarray) -> 
     labels, parts = [told, *([_show(pixels, worst.row, captions)] if len(worst) else [])], []
     for kind, rows in odd.groupby("kind", sort=False):
         name, sign, limit = _ODD[kind]
-        parts += [f"{len(rows):,} {kind}: {name} {'under' if sign == '<' else 'over'} {limit:g}.",
+        of_all = ", of which these are the oddest 12" if len(rows) > 12 else ""
+        parts += [f"{kind.capitalize()} ({name} {'under' if sign == '<' else 'over'} {limit:g}): "
+                  f"{len(rows):,}{of_all}.",
                   _show(pixels, rows.row[:12], [f"{value:.2f}" for value in rows.value])]
     return [("Likely label errors", labels),
             ("Odd pictures", parts or ["None: no picture is beyond the limits."])]
