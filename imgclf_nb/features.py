@@ -64,7 +64,7 @@ def _make_torch(net: nn.Module, sink):
     return start, net.cpu   # the caller's network goes back to where it was
 
 # %% ../nbs/04a_features.ipynb #2111acbb
-_BATCH = 16
+_BATCH = 64 if torch.cuda.is_available() else 4
 def run_frozen(
     net: nn.Module, # float32 images [N, 3, S, S] in 0 to 1 -> maps [N, D, h, w]
     count: int,     # How many pictures
