@@ -14,10 +14,9 @@ from pathlib import Path
 
 import uvicorn
 from prometheus_client.multiprocess import mark_process_dead
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
-from .door import accept_last, close_door
+from .door import _Protocol, accept_last, close_door
 from .guard import Guard
 from .monitor import Monitor
 from .predict import Predictor, _import_openvino
@@ -122,44 +121,6 @@ def _add_lifespan(app, guard: Guard, tool) -> None:
             if tool: await stack.enter_async_context(tool)
             yield await stack.enter_async_context(inner(app))
     app.router.lifespan_context = lifespan
-
-# %% ../nbs/09j_app.ipynb #4c194866
-class _Protocol(HttpToolsProtocol):
-    "uvicorn's HTTP protocol, with limits on the seconds and the bytes of a header."
-    header_timeout_s, most_header_bytes = 10, 65_536
-    def _expect_header(self):
-        self._in_header, self._header_bytes = True, 0
-        self._timer = self.loop.call_later(self.header_timeout_s, self.transport.close)
-
-    def connection_made(self, transport):
-        super().connection_made(transport)
-        self._expect_header()
-
-    def on_message_begin(self):
-        super().on_message_begin()
-        self._timer.cancel()
-        self._expect_header()
-
-    def data_received(self, data):
-        before, idle = self._in_header, self.timeout_keep_alive_task
-        self.timeout_keep_alive_task = None
-        super().data_received(data)
-        if idle:   # it goes on unless a new request has begun
-            if self._in_header or not self.cycle.response_complete: idle.cancel()
-            elif self.timeout_keep_alive_task is None: self.timeout_keep_alive_task = idle
-        if before and self._in_header:   # all of it was header
-            self._header_bytes += len(data)
-            if self._header_bytes > self.most_header_bytes:
-                self.send_400_response("The header is too large.")
-
-    def on_headers_complete(self):
-        self._timer.cancel()
-        self._in_header = False
-        super().on_headers_complete()
-
-    def connection_lost(self, exc):
-        self._timer.cancel()
-        super().connection_lost(exc)
 
 # %% ../nbs/09j_app.ipynb #473f7418
 class _Server(uvicorn.Server):

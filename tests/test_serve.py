@@ -152,7 +152,7 @@ def test_a_byte_from_time_to_time_keeps_no_connection(photo):
     """What is sent behind an answered request does not stop the clock of idle connections."""
     import uvicorn
 
-    from imgclf_nb.app import _Protocol
+    from imgclf_nb.door import _Protocol
 
     async def refuse(scope, receive, send):
         await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
