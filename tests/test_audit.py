@@ -91,7 +91,7 @@ def test_lists_and_report_of_a_folder(stripes):
     known = set(pd.read_csv(data / "manifest.csv").path)
     assert set(suspects.path) | set(odd.path) <= known
     page = write_report(data / "audit.html", "Audit", sections).read_text(encoding="utf-8")
-    assert "01: rather NA?" in page and "extreme aspect" in page
+    assert "01: rather NA?" in page and f"Extreme aspect (aspect over 3): {(odd.kind == 'extreme aspect').sum()}." in page
 
 
 def test_features_are_computed_once(stripes, monkeypatch):

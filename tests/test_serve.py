@@ -350,9 +350,10 @@ def status(server):
 def test_a_damaged_model_and_a_port_in_use_are_one_line(imgclf, tmp_path):
     bundle = write_example_bundle(tmp_path / "model" / "bundle")
     bundle.model_file.write_bytes(b"damaged")
-    result = imgclf("serve", "--port", "0")
+    (temporary := tmp_path / "temporary").mkdir()
+    result = imgclf("serve", "--port", "0", env={**os.environ, "TMPDIR": str(temporary)})
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
-    assert "wrong checksum" in result.stderr
+    assert "wrong checksum" in result.stderr and not list(temporary.iterdir()), "a folder is left behind"
     write_example_bundle(tmp_path / "model" / "bundle")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = imgclf("serve", "--port", taken.getsockname()[1])
