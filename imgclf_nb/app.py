@@ -66,13 +66,13 @@ def _import_page() -> None:
     try: import imgclf_nb.page
     finally: inspect.getfile = find
 
-def _load_model(settings: Settings) -> Predictor:
+def _load_model(settings: Settings, with_page: bool) -> Predictor:
     "Load the model in one thread while the other imports what will be needed."
     _import_openvino()   # here, so that no two threads import one library
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(Predictor, settings.model_dir/"bundle", quick=True,
             precision=settings.precision, max_megapixels=settings.max_megapixels)
-        if settings.page and settings.processes == 1: _import_page()
+        if with_page: _import_page()
         return loading.result()
 
 # %% ../nbs/09j_app.ipynb #0a9d0d3b
@@ -84,7 +84,8 @@ def make_app(
     "Make the whole application; raises `BundleError` where there is no model."
     uploads = Path(tempfile.mkdtemp(prefix="imgclf-uploads-")).resolve()
     _silence(uploads)
-    try: predictor = predictor or _load_model(settings)
+    with_page = settings.page and settings.processes == 1
+    try: predictor = predictor or _load_model(settings, with_page)
     except BaseException:
         shutil.rmtree(uploads)
         raise
@@ -97,7 +98,7 @@ def make_app(
     if settings.mcp:
         from imgclf_nb.tool import mount_tool
         tool = mount_tool(app, service, settings=settings)
-    if settings.page and settings.processes == 1:
+    if with_page:
         from imgclf_nb.page import mount_page
         mount_page(app, service, settings, uploads=uploads)
         guard.page = app.routes[-1].app
