@@ -23,7 +23,7 @@ from torch import nn
 
 from .backbones import Backbone, cut_backbone
 from .depthwise import restore_convolutions, swap_convolutions
-from .features import (RowFile, _name_file, make_view, pool_features, run_frozen,
+from .features import (RowFile, _name_file, make_view, pool_fields, run_frozen,
                                 write_rows)
 from .loaders import _lock
 from .settings import Settings
@@ -31,42 +31,53 @@ from .train import (Checkpoint, _Bfloat16, _FrozenStatistics, _group_parameters,
                              fit_phase)
 
 # %% ../nbs/05a_fast.ipynb #8c3f9c25
-_STRENGTHS = (0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+_STRENGTHS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+_ROWS = 1024   # rows of features that are float32 at a time
 
-def _minimise(layer: nn.Linear, loss) -> None:
-    "Bring the loss of a layer to its minimum."
+def _apply(layer: nn.Linear, features: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    "Logits of a layer for features that are divided by `scale`."
+    weight = layer.weight.T / scale
+    return torch.cat([part.float() @ weight for part in features.split(_ROWS)]) + layer.bias
+
+def _minimise(layer: nn.Linear, features: torch.Tensor, scale: torch.Tensor, loss, l2: float):
+    "Bring the loss of a layer, a function of its logits, to its minimum."
     steps = torch.optim.LBFGS(layer.parameters(), max_iter=100, tolerance_change=1e-6,
-                              line_search_fn="strong_wolfe")
+                              history_size=20, line_search_fn="strong_wolfe")
     def compute():
-        steps.zero_grad()
-        value = loss()
-        value.backward()
-        return value
+        with torch.no_grad(): logits = _apply(layer, features, scale)
+        value = loss(logits.requires_grad_())
+        (slopes,) = torch.autograd.grad(value, logits)
+        parts = zip(slopes.split(_ROWS), features.split(_ROWS))
+        layer.weight.grad = sum(slope.T @ part.float() for slope, part in parts) / scale
+        layer.weight.grad += l2 * layer.weight.detach()
+        layer.bias.grad = slopes.sum(0)
+        return value.detach() + l2 / 2 * layer.weight.detach().pow(2).sum()
     steps.step(compute)
 
 # %% ../nbs/05a_fast.ipynb #4c2c42b7
 def solve_head(
-    features: torch.Tensor, # Of all pictures, float32 [N, D]
+    features: torch.Tensor, # Of all pictures, of any float type, [N, D]
     targets: torch.Tensor,  # Their classes, int64 [N]
-    rows: tuple,            # Numbers of the training and of the validation pictures
+    rows: tuple,            # Which of them are for training and which for validation
     *,
     loss_func,              # Function of logits and targets, such as the learner's
     n_classes: int,         # How many classes there are
 ) -> tuple[nn.Linear, dict]: # The layer, and what it reached: `l2`, losses, `valid_accuracy`
     "Fit a linear layer to features; the `l2` with the least validation loss wins."
-    scale = features[rows[0]].pow(2).mean().sqrt().clamp(min=1e-6)   # so that l2 fits any network
-    (x, y), (x_val, y_val) = ((features[k] / scale, targets[k]) for k in rows)
+    (x, y), (x_val, y_val) = ((features[k], targets[k]) for k in rows)
+    squares = [part.float().pow(2).mean(1) for part in x.split(_ROWS)]
+    scale = torch.cat(squares).mean().sqrt().clamp(min=1e-6)   # so that l2 fits any network
     layer = nn.Linear(x.shape[1], n_classes)
     nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
     best = {"valid_loss": float("inf")}
     for l2 in _STRENGTHS:
-        _minimise(layer, lambda: loss_func(layer(x), y) + l2 / 2 * layer.weight.pow(2).sum())
-        with torch.no_grad(): train, logits = loss_func(layer(x), y), layer(x_val)
+        _minimise(layer, x, scale, lambda logits: loss_func(logits, y), l2)
+        with torch.no_grad(): train, logits = (_apply(layer, part, scale) for part in (x, x_val))
         loss, right = loss_func(logits, y_val), (logits.argmax(1) == y_val).float().mean()
-        if float(loss) < best["valid_loss"]:
-            best = dict(l2=l2, train_loss=float(train), valid_loss=float(loss),
-                        valid_accuracy=float(right))
-            kept = {name: value.clone() for name, value in layer.state_dict().items()}
+        if float(loss) >= best["valid_loss"]: break
+        best = dict(l2=l2, train_loss=float(loss_func(train, y)), valid_loss=float(loss),
+                    valid_accuracy=float(right))
+        kept = {name: value.clone() for name, value in layer.state_dict().items()}
     layer.load_state_dict({"weight": kept["weight"] / scale, "bias": kept["bias"]})
     return layer, best
 
@@ -95,7 +106,7 @@ class _Activations:
 def _store_activations(run: "FastRun", places: _Activations, file: Path) -> RowFile:
     "The activations at the cut, float16 [P, d, h, w]."
     def read(numbers): return places.read(run.pixels, numbers)
-    def fill(sink): run_frozen(run.parts[0], len(places), read, sink=sink, pool=False)
+    def fill(sink): run_frozen(run.parts[0], len(places), read, sink=sink, pool=0)
     with _lock(file.parent):   # another training may want the same
         if file.exists(): return RowFile(file)
         return write_rows(file, (len(places), *run.cut.shape[1:]), fill)
@@ -134,6 +145,7 @@ def _begin(checkpoint: Checkpoint, model: nn.Module, reached: dict, seconds: flo
     state = {name: value.clone() for name, value in model.state_dict().items()}
     checkpoint.phase, checkpoint.done, checkpoint.optimizer = "fine-tune", 0, None
     checkpoint.best = {"loss": reached["valid_loss"], "epoch": 1, "model": state}
+    checkpoint.start = state
     checkpoint.save(model=state)
     print(f"     head       training loss {row['train_loss']:.3f}   validation loss "
           f"{row['valid_loss']:.3f}, accuracy {row['valid_accuracy']:.1%}",
@@ -183,20 +195,22 @@ class FastRun:
 
 # %% ../nbs/05a_fast.ipynb #cf9826d2
 def _read_features(run: FastRun) -> torch.Tensor:
-    "The features of the training pictures and then of validation's; before any layer is swapped."
-    features = pool_features(run.backbone, run.pixels, manifest=run.manifest, folder=run.folder,
-                             settings=run.settings)
-    return torch.from_numpy(features[np.concatenate(run.rows)]).float()
+    "What the head gets, float16, of the training pictures and then of validation's."
+    head, numbers = run.learner.model[1], np.concatenate(run.rows)
+    features = torch.from_numpy(pool_fields(run.backbone, run.pixels, numbers, folder=run.folder,
+                                            manifest=run.manifest, settings=run.settings))
+    for part in features.split(_ROWS): part.copy_(head.normalise(part.float()))
+    return features
 
 def _solve(run: FastRun, checkpoint: Checkpoint, features: torch.Tensor, began: float) -> None:
     "The first phase, which began at this time."
     labels, count = sorted(set(run.labels)), len(run.rows[0])
     numbers = np.concatenate(run.rows)
     targets = torch.tensor([labels.index(run.labels[number]) for number in numbers])
-    rows = np.arange(count), np.arange(count, len(numbers))
+    rows = slice(0, count), slice(count, None)
     head = run.learner.model[1]
-    layer, reached = solve_head(head.normalise(features), targets, rows,
-                                loss_func=run.learner.loss_func, n_classes=len(labels))
+    layer, reached = solve_head(features, targets, rows, loss_func=run.learner.loss_func,
+                                n_classes=len(labels))
     head.linear.load_state_dict(layer.state_dict())
     _begin(checkpoint, run.model, reached, time.perf_counter() - began)
 
@@ -212,6 +226,21 @@ def _make_part(run: FastRun) -> tuple[Learner, Path]:
                    splitter=split, cbs=[_FrozenStatistics(), _Bfloat16(channels_last=False)])
     return part, file
 
+# %% ../nbs/05a_fast.ipynb #6a1f9be0
+def _try_halfway(part: Learner, checkpoint: Checkpoint) -> None:
+    "Keep what lies halfway from the solved head to the last epoch, if it is as good as the best."
+    last, rows = part.model.state_dict(), checkpoint.history
+    middle = {name: torch.lerp(value, last[name], 0.5) if value.is_floating_point() else value
+              for name, value in checkpoint.start.items()}
+    part.model.load_state_dict(middle)
+    loss, share = map(float, part.validate())
+    best = rows[checkpoint.best["epoch"] - 1]["valid_accuracy"]
+    error = (best * (1 - best) / len(part.dls.valid_ds)) ** 0.5   # standard error
+    if loss >= rows[0]["valid_loss"] or share < best - error: return
+    checkpoint.best = {"loss": loss, "epoch": len(rows), "model": middle}
+    print(f"  halfway    from the head to the last epoch: validation loss {loss:.3f}, "
+          f"accuracy {share:.1%}", file=sys.stderr, flush=True)
+
 # %% ../nbs/05a_fast.ipynb #f9e608a6
 def _fine_tune(run: FastRun, checkpoint: Checkpoint) -> None:
     "The second phase; where there is no cut, it is that of the other recipe."
@@ -219,8 +248,12 @@ def _fine_tune(run: FastRun, checkpoint: Checkpoint) -> None:
     callbacks = [_Patience(), *run.callbacks, *([MixUp(settings.mixup)] if settings.mixup else [])]
     rates = slice(settings.fine_tune_lr / 10, settings.fine_tune_lr)
     if run.places is not None: _tell_room(run.places, settings)
-    with part.no_bar(), part.no_logging(), part.added_cbs(callbacks):
-        fit_phase(part, checkpoint, settings.fine_tune_epochs, depth=-1 - run.n_top, rate=rates)
+    with part.no_bar(), part.no_logging():
+        if not _is_done(checkpoint):
+            with part.added_cbs(callbacks):
+                fit_phase(part, checkpoint, settings.fine_tune_epochs, depth=-1 - run.n_top,
+                          rate=rates)
+        _try_halfway(part, checkpoint)
     if file: file.unlink(missing_ok=True)   # large, and of use to an interrupted training only
 
 # %% ../nbs/05a_fast.ipynb #a68ed58c
@@ -231,7 +264,7 @@ def fit_fast(
     *,
     state: dict | None = None, # What the loaded checkpoint holds of the model
 ) -> pd.DataFrame:             # History: a row for the head, and one for each epoch after it
-    "Solve the head, then train the top stages; leave the best weights in the run's learner."
+    "Solve the head, then train the top stages; leave what is kept in the run's learner."
     settings, began = run.settings, time.perf_counter()
     if checkpoint.best and not state: state = checkpoint.best["model"]   # it was finished
     features = None if state else _read_features(run)
@@ -240,8 +273,8 @@ def fit_fast(
     if state: run.model.load_state_dict(state)
     else: _solve(run, checkpoint, features, began)
     wanted = settings.fine_tune_epochs and checkpoint.history[0]["valid_accuracy"] < _GOOD
-    if wanted and checkpoint.done < settings.fine_tune_epochs and not _is_done(checkpoint):
-        _fine_tune(run, checkpoint)
+    if wanted and checkpoint.start: _fine_tune(run, checkpoint)
+    checkpoint.start = None   # nothing is left to do
     run.model.load_state_dict(checkpoint.best["model"])
     restore_convolutions(swapped)
     return pd.DataFrame(checkpoint.history)

@@ -22,7 +22,7 @@ _PREPARE = [*_WHERE, "top_n", "val_share", "test_share", "max_archive_gb", "imag
 _TRAIN = [*_WHERE, "model_dir", "results_dir", "image_size_px", "fit", *_PICTURES, "cache_gb",
           "arch", "weights", "recipe", "views", "batch_size", "head_epochs", "fine_tune_epochs",
           "fine_tune_stages", "head_lr", "fine_tune_lr", "find_lr", "balance", "mixup",
-          "label_smoothing", "power_norm", "flip", "allow_leak", "resume", "precision"]
+          "label_smoothing", "power_norm", "pool_grid", "flip", "allow_leak", "resume", "precision"]
 _EVALUATE = [*_WHERE, "model_dir", "results_dir", *_PICTURES, "precision", "unknown_dir",
              "robustness"]
 _EXPORT = [*_WHERE, "model_dir", *_PICTURES, "cache_gb", "precision"]

@@ -33,7 +33,7 @@ def _key(settings: Settings, manifest: pd.DataFrame) -> str:
     matters = settings.model_dump(mode="json", include={
         "arch", "seed", "image_size_px", "fit", "batch_size", "head_epochs", "fine_tune_epochs",
         "fine_tune_stages", "head_lr", "fine_tune_lr", "find_lr", "balance", "mixup",
-        "label_smoothing", "flip", "recipe", "views", "power_norm"})
+        "label_smoothing", "flip", "recipe", "views", "power_norm", "pool_grid"})
     if settings.recipe == "fast": matters["cache_gb"] = settings.cache_gb   # so many views fit
     weights = hash_file(settings.weights) if settings.weights else None
     text = json.dumps([matters, weights, fingerprint_data(manifest)], sort_keys=True)
@@ -80,7 +80,7 @@ def _fit_plainly(learner: Learner, checkpoint: Checkpoint, settings: Settings,
 # %% ../nbs/05b_recipes.ipynb #ec9bc60f
 def train_model(
     settings: Settings, # What to train on, and how
-) -> Learner:           # With the best epoch's weights
+) -> Learner:           # With the weights that are kept
     "Train on a prepared data set; writes weights, history and curves."
     settings = settings.resolve()
     arch, size_px, results = settings.arch, settings.image_size_px, settings.results_dir
@@ -100,7 +100,7 @@ def train_model(
         run = FastRun(learner, backbone, manifest, pixels, data/"cache", settings, [_Progress()])
         history = fit_fast(run, checkpoint, state=state)
     else: history = _fit_plainly(learner, checkpoint, settings, state)
-    checkpoint.save()   # finished: weights of the best epoch, no optimizer
+    checkpoint.save()   # finished: the weights that are kept, no optimizer
     _save_tensors(backbone.state_with(learner.model[1]), settings.model_dir/f"{arch}_finetuned.pth")
     with write_atomic(results/"history.csv") as partial: history.to_csv(partial, index=False)
     _save_figure(plot_history(history), results/"history.png")

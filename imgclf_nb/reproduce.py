@@ -175,7 +175,7 @@ def list_differences(
 def _place(part: dict, parts: list, new: Path) -> Settings:
     "The settings of a part of a run, for the new folder."
     done = {step for each in parts for step in each["steps"]}
-    before = {"power_norm": False}   # of records from before there was this choice
+    before = {"power_norm": False, "pool_grid": 1}   # of records from before these choices
     values = {**before, **part["settings"], "results_dir": new/"results", "model_dir": new/"model"}
     if "prepare" in done: values["data_dir"] = new/"data"
     elif not Path(values["data_dir"]).is_dir():

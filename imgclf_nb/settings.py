@@ -130,8 +130,8 @@ class _TrainSettings(_DataSettings):
     head_lr: float = Field(3e-3, gt=0, le=1, description=
         "Highest learning rate of the head phase (recipe fastai)")
     fine_tune_lr: float | None = Field(None, gt=0, le=1, description=
-        "Highest learning rate of the second phase, at the head (fast: 1e-4, with its power_norm "
-        "1e-3; fastai: 2e-4; digits: 2e-3)")
+        "Highest learning rate of the second phase, at the head (fast: 1e-4, 2e-4 for "
+        "efficientnet_lite; fastai: 2e-4; digits: 2e-3)")
     find_lr: bool = Field(False, description=
         "Run the learning-rate finder first, plot it, and use its suggestion for the head (recipe "
         "fastai)")
@@ -145,6 +145,9 @@ class _TrainSettings(_DataSettings):
     power_norm: bool | None = Field(None, description=
         "Give the last layer the square roots of the pooled features (yes for efficientnet_lite "
         "with the fast recipe, where it was measured to help; otherwise no)")
+    pool_grid: int | None = Field(None, ge=1, le=4, description=
+        "Give the last layer the averages over each of so many by so many fields of the picture, "
+        "so that it knows what was where (2 where power_norm is by default; otherwise 1)")
     flip: bool | None = Field(None, description="Train on mirror images too (yes; digits: no)")
     allow_leak: bool = Field(False, description=
         "Train although the same photograph is in more than one split")
@@ -231,7 +234,8 @@ def _refuse_unused(settings: Settings, recipe: str) -> None:
 _PHOTOGRAPHS = dict(arch="resnet50", image_size_px=224, flip=True, recipe="fast", head_epochs=3)
 _BY_RECIPE = {"fast": dict(fine_tune_stages=1, fine_tune_epochs=4, fine_tune_lr=1e-4),
               "fastai": dict(fine_tune_stages=2, fine_tune_epochs=3, fine_tune_lr=2e-4)}
-_ROOTS = dict(power_norm=True, fine_tune_lr=1e-3)
+_LITE_HEAD = dict(power_norm=True, pool_grid=2, fine_tune_lr=2e-4)
+_PLAIN_HEAD = dict(power_norm=False, pool_grid=1)
 _BY_SOURCE = {
     "digits": dict(arch="efficientnet_lite0", image_size_px=64, flip=False, recipe="fastai",
                    head_epochs=2, fine_tune_epochs=6, fine_tune_lr=2e-3),
@@ -246,8 +250,8 @@ def _resolve(
     recipe, arch = self.recipe or fitting["recipe"], self.arch or fitting["arch"]
     _refuse_unused(self, recipe)
     lite = recipe == "fast" and arch.startswith("efficientnet_lite")
-    roots = _ROOTS if lite and self.power_norm is not False else dict(power_norm=False)
-    fitting = {**_BY_RECIPE[recipe], **roots, **fitting}
+    head = _LITE_HEAD if lite and self.power_norm is not False else _PLAIN_HEAD
+    fitting = {**_BY_RECIPE[recipe], **head, **fitting}
     return self.model_copy(update={k: v for k, v in fitting.items() if getattr(self, k) is None})
 
 Settings.resolve = _resolve

@@ -60,7 +60,7 @@ def make_learner(
     loaders: DataLoaders, # Batches of the splits `train` and `val`
     backbone: Backbone,   # Pretrained body and its stages
     *,
-    settings: Settings,   # Resolved; `label_smoothing`, `balance`, `power_norm`, `seed` count
+    settings: Settings,   # Resolved; the loss, the head and `seed` count
 ) -> Learner:             # Backbone frozen, new head
     "Put a linear head on a backbone, as a fastai `Learner` with a parameter group for each stage."
     set_seed(settings.seed)   # of the head's first weights
@@ -73,7 +73,8 @@ def make_learner(
     def split(model):
         return _group_parameters(backbone) + [list(model[1].parameters())]
     loss = CrossEntropyLossFlat(weight=weight, label_smoothing=settings.label_smoothing)
-    head = LinearHead(backbone.n_features, loaders.c, power_norm=settings.power_norm)
+    head = LinearHead(backbone.n_features, loaders.c, power_norm=settings.power_norm,
+                      pool_grid=settings.pool_grid)
     learner = vision_learner(loaders, build, custom_head=head, splitter=split, loss_func=loss,
                              metrics=accuracy, normalize=False, init=None, train_bn=False)
     learner.add_cbs([_FrozenStatistics(), _Bfloat16()])
@@ -114,11 +115,12 @@ class _State:
     def __init__(self, path: Path, key: str):
         self.path, self.key = Path(path), key
         self.phase, self.done, self.history, self.best, self.optimizer = "head", 0, [], None, None
+        self.start = None   # the weights that the fast recipe's second phase begins with
 
     def save(self, **states: dict) -> None:
         "Write it with further state dicts (model, optimizer), whole or not at all."
         _save_tensors(dict(key=self.key, phase=self.phase, done=self.done, history=self.history,
-                           best=self.best, **states), self.path)
+                           best=self.best, start=self.start, **states), self.path)
 
     def load(self) -> dict | None:
         "Read what an interrupted run left, and give the model's state, or `None` if there is none."
@@ -129,7 +131,7 @@ class _State:
                                 f"data: repeat its settings, or train without --resume")
         self.phase, self.done = state["phase"], state["done"]
         self.history, self.best = state["history"], state["best"]
-        self.optimizer = state.get("optimizer")
+        self.start, self.optimizer = state["start"], state.get("optimizer")
         return state.get("model")
 
 # %% ../nbs/05_train.ipynb #1c2dfdd5
@@ -228,7 +230,7 @@ def plot_history(
         ax.set(xlabel="epoch", ylabel=label, xticks=history.epoch[::max(1, len(history) // 10)])
         if len(second):
             ax.axvspan(second.min() - 0.5, second.max() + 0.5, alpha=0.08, label="fine-tuning")
-        ax.axvline(history.epoch[best], color="grey", ls=":", label="kept")
+        ax.axvline(history.epoch[best], color="grey", ls=":", label="least validation loss")
     axes[0].legend(fontsize=8)
     figure.tight_layout()
     return figure

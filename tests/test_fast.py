@@ -68,8 +68,8 @@ def test_the_weights_it_writes_are_those_it_serves(tmp_path, shapes):
     run(tmp_path, "run", shapes, *OPTIONS, "--fine-tune-epochs", "1", "--weights", tmp_path / "model" / "efficientnet_lite0_finetuned.pth")
 
 
-def test_the_library_loads_a_plain_head_and_refuses_one_of_roots(tmp_path, shapes):
-    """Without --power-norm timm's own network gives the bundle's answers; with it, timm can't take the weights for its own."""
+def test_the_library_loads_a_plain_head_and_refuses_others(tmp_path, shapes):
+    """Without --power-norm timm's own network gives the bundle's answers; by default, timm can't take the weights for its own."""
     file, photo = tmp_path / "model" / "efficientnet_lite0_finetuned.pth", next(shapes.rglob("*.png"))
     theirs = timm.create_model("tf_efficientnet_lite0", num_classes=2).eval()
     run(tmp_path, "run", shapes, *OPTIONS, "--fine-tune-epochs", "0", "--no-power-norm")
@@ -81,7 +81,7 @@ def test_the_library_loads_a_plain_head_and_refuses_one_of_roots(tmp_path, shape
     ours = dict(Predictor(tmp_path / "model" / "bundle", precision="f32").predict(photo).predictions)
     assert [ours[label] for label in ("coarse", "fine")] == pytest.approx((logits / temperature).softmax(0).tolist(), abs=1e-4)
     run(tmp_path, "train", shapes, *OPTIONS, "--fine-tune-epochs", "0")
-    with pytest.raises(RuntimeError, match="classifier_of_roots.weight"):
+    with pytest.raises(RuntimeError, match="classifier_of_fields_of_roots.weight"):
         theirs.load_state_dict(torch.load(file, weights_only=True))
 
 

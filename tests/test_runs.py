@@ -93,14 +93,15 @@ def test_an_evaluation_is_recorded_and_repeated(imgclf, scored, tmp_path):
 
 
 def test_a_training_is_repeated_with_the_defaults_of_its_day(scored):
-    """Defaults are recorded; a record from before there were roots trains without them."""
+    """Defaults are recorded; a record from before there were roots and fields trains without them."""
     lite = scored.model_copy(update={"arch": "efficientnet_lite0"})
     [part] = json.loads(record_run(lite, "train").read_text())["parts"]
-    assert (part["settings"]["power_norm"], part["settings"]["fine_tune_lr"], part["settings"]["recipe"]) == (True, 1e-3, "fast")
+    assert [part["settings"][name] for name in ("power_norm", "pool_grid", "fine_tune_lr", "recipe")] == [True, 2, 2e-4, "fast"]
     old = {**part, "settings": {**part["settings"], "fine_tune_lr": None, "recipe": None}}
-    for settings, roots, rate in ((old["settings"], True, 1e-3), ({k: v for k, v in old["settings"].items() if k != "power_norm"}, False, 1e-4)):
+    before = {name: value for name, value in old["settings"].items() if name not in ("power_norm", "pool_grid")}
+    for settings, *expected in ((old["settings"], True, 2, 2e-4), (before, False, 1, 1e-4)):
         again = _place({**old, "settings": settings}, [part], scored.data_dir.parent / "again").resolve()
-        assert (again.power_norm, again.fine_tune_lr, again.recipe) == (roots, rate, "fast")
+        assert [again.power_norm, again.pool_grid, again.fine_tune_lr, again.recipe] == [*expected, "fast"]
 
 
 def test_other_data_are_noticed(scored, tmp_path):
