@@ -78,6 +78,18 @@ def average_fields(
     shares = _share_places(*map(int, maps.shape[2:]), grid).to(maps)
     return (maps.flatten(2) @ shares.flatten(1).T).transpose(1, 2).flatten(1)
 
+# %% ../nbs/04_backbones.ipynb #2f60d9ce
+def _split_fields(maps: torch.Tensor, grid: int) -> torch.Tensor: # [N, grid*grid*features, h, w]
+    "The map once for each field, with nothing outside it; its averages are those of the fields."
+    if grid == 1: return maps
+    height, width = map(int, maps.shape[2:])
+    shares = height * width * _share_places(height, width, grid).to(maps)
+    return (maps[:, None] * shares[:, None]).flatten(1, 2)
+
+def _weigh(pooled: torch.Tensor) -> torch.Tensor:
+    "What makes an average its root when multiplied by it."
+    return (pooled.abs() + 1e-4).rsqrt()
+
 # %% ../nbs/04_backbones.ipynb #8573847a
 class LinearHead(nn.Module):
     "Averages over the map or its fields, dropout, one linear layer."
@@ -89,8 +101,7 @@ class LinearHead(nn.Module):
         pool_grid: int = 1,       # Fields a side that the map is averaged over
     ):
         super().__init__()
-        self.power_norm, self.pool_grid = power_norm, pool_grid
-        self.dropout = nn.Dropout(dropout)
+        self.power_norm, self.pool_grid, self.dropout = power_norm, pool_grid, nn.Dropout(dropout)
         self.linear = nn.Linear(n_features * pool_grid ** 2, n_classes)
         nn.init.normal_(self.linear.weight, std=0.01); nn.init.zeros_(self.linear.bias)
 
@@ -109,16 +120,10 @@ class LinearHead(nn.Module):
         maps: torch.Tensor, # Feature maps, [N, features, h, w]
     ) -> torch.Tensor:      # Evidence, [N, classes, h, w]
         "How much each place speaks for each class; averages over the places to the logits."
-        pooled, (height, width) = average_fields(maps, self.pool_grid), map(int, maps.shape[2:])
-        if self.pool_grid > 1:   # each field's part of the map, with nothing elsewhere
-            shares = height * width * _share_places(height, width, self.pool_grid).to(maps)
-            maps = (maps[:, None] * shares[:, None]).flatten(1, 2)
-        if self.power_norm: maps = maps * _weigh(pooled)[:, :, None, None]
-        return nn.functional.conv2d(maps, self.linear.weight[:, :, None, None], self.linear.bias)
-
-def _weigh(pooled: torch.Tensor) -> torch.Tensor:
-    "What makes an average its root when multiplied by it."
-    return (pooled.abs() + 1e-4).rsqrt()
+        parts = _split_fields(maps, self.pool_grid)
+        if self.power_norm:
+            parts = parts * _weigh(average_fields(maps, self.pool_grid))[:, :, None, None]
+        return nn.functional.conv2d(parts, self.linear.weight[:, :, None, None], self.linear.bias)
 
 # %% ../nbs/04_backbones.ipynb #815e76f6
 @dataclass
