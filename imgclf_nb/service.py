@@ -7,6 +7,7 @@ __all__ = ['BusyError', 'Answer', 'Service']
 
 # %% ../nbs/09a_service.ipynb #40ad8e46
 import asyncio, time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -44,6 +45,7 @@ class Service:
         self._decoders = ThreadPoolExecutor(workers, "imgclf-decode")
         self._heavy = ThreadPoolExecutor(1, "imgclf-heavy")
         self._computers = ThreadPoolExecutor(predictor.streams, "imgclf-compute")
+        self._decoded = deque()   # pixels that wait for a computer, each with a future
 
     def close(self) -> None:
         "Let the threads finish what they have, and end them."
@@ -63,6 +65,28 @@ class Service:
         "Answer several pictures; raises `BusyError` where too many wait."
         return await _answer_all(self, sources, top_k)
 
+# %% ../nbs/09a_service.ipynb #5b1d90c3
+_SHARE = 4   # pictures that a thread takes at a time, at most
+
+def _compute_share(service: Service, loop: asyncio.AbstractEventLoop) -> None:
+    "Compute this thread's share of what waits, and hand all of it over together."
+    waiting, predictor, computed = service._decoded, service.predictor, []
+    for _ in range(min(_SHARE, len(waiting) // predictor.streams) or 1):
+        try: pixels, future = waiting.popleft()
+        except IndexError: break   # another thread has taken it
+        if future.done(): continue   # nobody waits for it any more
+        began = time.perf_counter()
+        try: found = predictor.run(pixels[None], alone=service.waiting == 1)
+        except Exception as error: found = error
+        computed.append((future, found, time.perf_counter() - began))
+    def tell():
+        for future, found, seconds in computed:
+            if future.done(): continue
+            if isinstance(found, Exception): future.set_exception(found)
+            else: future.set_result((found, seconds))
+    if computed: loop.call_soon_threadsafe(tell)
+
+
 # %% ../nbs/09a_service.ipynb #91dafb1e
 async def _answer_one(service: Service, source, top_k: int) -> Answer:
     "Decode in one pool, compute in the other."
@@ -70,18 +94,16 @@ async def _answer_one(service: Service, source, top_k: int) -> Answer:
     def decode(light_only):
         began = clock()
         return service.predictor.decode(source, light_only=light_only), began, clock()
-    def compute():
-        began = clock()
-        alone = service.waiting == 1
-        return service.predictor.run(pixels[None], alone=alone), began, clock()
     pixels, began, decoded = await loop.run_in_executor(service._decoders, decode, True)
     if pixels is None:
         pixels, began, decoded = await loop.run_in_executor(service._heavy, decode, False)
-    outputs, started, done = await loop.run_in_executor(service._computers, compute)
-    prediction = service.predictor.rank(outputs, top_k)
-    monitor = service.monitor
-    for stage, seconds in (("queue", began - asked + started - decoded),
-                           ("decode", decoded - began), ("inference", done - started)):
+    future = loop.create_future()
+    service._decoded.append((pixels, future))
+    service._computers.submit(_compute_share, service, loop)
+    outputs, computing = await future
+    prediction, decoding = service.predictor.rank(outputs, top_k), decoded - began
+    monitor, queue = service.monitor, clock() - asked - decoding - computing
+    for stage, seconds in (("queue", queue), ("decode", decoding), ("inference", computing)):
         monitor.stages.labels(stage).observe(seconds)
     monitor.predictions.labels(prediction.label).inc()
     monitor.confidence.observe(prediction.probability)
