@@ -267,6 +267,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'imgclf_nb.fast._make_part_loaders': ('fast.html#_make_part_loaders', 'imgclf_nb/fast.py'),
                                 'imgclf_nb.fast._minimise': ('fast.html#_minimise', 'imgclf_nb/fast.py'),
                                 'imgclf_nb.fast._read_features': ('fast.html#_read_features', 'imgclf_nb/fast.py'),
+                                'imgclf_nb.fast._read_parts': ('fast.html#_read_parts', 'imgclf_nb/fast.py'),
                                 'imgclf_nb.fast._solve': ('fast.html#_solve', 'imgclf_nb/fast.py'),
                                 'imgclf_nb.fast._store_activations': ('fast.html#_store_activations', 'imgclf_nb/fast.py'),
                                 'imgclf_nb.fast._tell_room': ('fast.html#_tell_room', 'imgclf_nb/fast.py'),

@@ -34,10 +34,16 @@ from .train import (Checkpoint, _Bfloat16, _FrozenStatistics, _group_parameters,
 _STRENGTHS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 _ROWS = 1024   # rows of features that are float32 at a time
 
+def _read_parts(features: torch.Tensor):
+    "A few rows at a time in float32, always in the same memory: new memory is not all given back."
+    room = torch.empty(min(_ROWS, len(features)), features.shape[1])
+    for part in features.split(_ROWS):
+        yield part if part.dtype == torch.float32 else room[:len(part)].copy_(part)
+
 def _apply(layer: nn.Linear, features: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     "Logits of a layer for features that are divided by `scale`."
     weight = layer.weight.T / scale
-    return torch.cat([part.float() @ weight for part in features.split(_ROWS)]) + layer.bias
+    return torch.cat([part @ weight for part in _read_parts(features)]) + layer.bias
 
 def _minimise(layer: nn.Linear, features: torch.Tensor, scale: torch.Tensor, loss, l2: float):
     "Bring the loss of a layer, a function of its logits, to its minimum."
@@ -47,8 +53,8 @@ def _minimise(layer: nn.Linear, features: torch.Tensor, scale: torch.Tensor, los
         with torch.no_grad(): logits = _apply(layer, features, scale)
         value = loss(logits.requires_grad_())
         (slopes,) = torch.autograd.grad(value, logits)
-        parts = zip(slopes.split(_ROWS), features.split(_ROWS))
-        layer.weight.grad = sum(slope.T @ part.float() for slope, part in parts) / scale
+        parts = zip(slopes.split(_ROWS), _read_parts(features))
+        layer.weight.grad = sum(slope.T @ part for slope, part in parts) / scale
         layer.weight.grad += l2 * layer.weight.detach()
         layer.bias.grad = slopes.sum(0)
         return value.detach() + l2 / 2 * layer.weight.detach().pow(2).sum()
@@ -65,8 +71,8 @@ def solve_head(
 ) -> tuple[nn.Linear, dict]: # The layer, and what it reached: `l2`, losses, `valid_accuracy`
     "Fit a linear layer to features; the `l2` with the least validation loss wins."
     (x, y), (x_val, y_val) = ((features[k], targets[k]) for k in rows)
-    squares = [part.float().pow(2).mean(1) for part in x.split(_ROWS)]
-    scale = torch.cat(squares).mean().sqrt().clamp(min=1e-6)   # so that l2 fits any network
+    norms = torch.cat([torch.linalg.vector_norm(part, dim=1) for part in _read_parts(x)])
+    scale = norms.pow(2).mean().div(x.shape[1]).sqrt().clamp(min=1e-6)   # l2 fits any network
     layer = nn.Linear(x.shape[1], n_classes)
     nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
     best = {"valid_loss": float("inf")}

@@ -173,3 +173,24 @@ def test_two_trainings_at_the_same_time(tmp_path, shapes):
         run(tmp_path, *words[1:])   # alone, like the first
     histories = [pd.read_csv(tmp_path / name / "history.csv").drop(columns="seconds") for name in "ac"]
     pd.testing.assert_frame_equal(*histories, atol=1e-5, rtol=0)
+
+
+MEMORY = """
+import resource, torch
+from fastai.losses import CrossEntropyLossFlat
+from imgclf_nb import fast
+peak_mb = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+features, targets = torch.rand(20_000, 5120, dtype=torch.float16), torch.arange(20_000) % 10
+fast._STRENGTHS = (0.3,)
+few = slice(0, 2_000), slice(2_000, 2_500)
+fast.solve_head(features, targets, few, loss_func=CrossEntropyLossFlat(), n_classes=10)
+before = peak_mb()
+fast.solve_head(features, targets, (slice(0, 17_000), slice(17_000, None)), loss_func=CrossEntropyLossFlat(), n_classes=10)
+print(peak_mb() - before)
+"""
+
+
+def test_solving_the_head_takes_no_memory_for_each_picture():
+    """Otherwise 100,000 pictures take gigabytes more than their features."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 60, done.stdout   # 280 to 390 when each thousand rows got memory of their own
