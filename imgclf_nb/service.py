@@ -41,11 +41,10 @@ class Service:
     ):
         self.predictor, self.max_waiting = predictor, max_waiting
         self.monitor = monitor or Monitor()
-        self.waiting = 0
+        self.waiting, self._decoded = 0, deque()   # pixels that wait for a computer, with futures
         self._decoders = ThreadPoolExecutor(workers, "imgclf-decode")
         self._heavy = ThreadPoolExecutor(1, "imgclf-heavy")
         self._computers = ThreadPoolExecutor(predictor.streams, "imgclf-compute")
-        self._decoded = deque()   # pixels that wait for a computer, each with a future
 
     def close(self) -> None:
         "Let the threads finish what they have, and end them."
@@ -86,7 +85,6 @@ def _compute_share(service: Service, loop: asyncio.AbstractEventLoop) -> None:
             else: future.set_result((found, seconds))
     if computed: loop.call_soon_threadsafe(tell)
 
-
 # %% ../nbs/09a_service.ipynb #91dafb1e
 async def _answer_one(service: Service, source, top_k: int) -> Answer:
     "Decode in one pool, compute in the other."
@@ -101,8 +99,9 @@ async def _answer_one(service: Service, source, top_k: int) -> Answer:
     service._decoded.append((pixels, future))
     service._computers.submit(_compute_share, service, loop)
     outputs, computing = await future
-    prediction, decoding = service.predictor.rank(outputs, top_k), decoded - began
-    monitor, queue = service.monitor, clock() - asked - decoding - computing
+    decoding, monitor = decoded - began, service.monitor
+    queue = clock() - asked - decoding - computing
+    prediction = service.predictor.rank(outputs, top_k)
     for stage, seconds in (("queue", queue), ("decode", decoding), ("inference", computing)):
         monitor.stages.labels(stage).observe(seconds)
     monitor.predictions.labels(prediction.label).inc()
