@@ -216,22 +216,25 @@ def test_score_card(visit, folder):
 
 def test_a_correction_is_stored_once_and_moved(visit, folder):
     def stored():
-        return sorted(file.relative_to(folder / "wrong") for file in (folder / "wrong").rglob("*") if file.is_file())
+        """The only file in the folder, and when it was written; None while there is none, or while one is being written or moved."""
+        try:
+            [file] = [file for file in (folder / "wrong").rglob("*") if file.is_file()]
+            return (file, file.stat().st_mtime_ns) if file.suffix == ".jpg" else None
+        except (ValueError, FileNotFoundError):
+            return None
     page = visit()
     upload(page, folder / "red.jpg")
     page.wait_for_selector("#answer .bars")
     page.get_by_text("Wrong? Tell us").click()
-    def times():
-        return [(folder / "wrong" / file).stat().st_mtime_ns for file in stored()]
+    before = None
     for label in ("tomato", "leaf", "tomato", "tomato"):
-        before = times()
         page.locator("#right input").click()
         page.get_by_role("option", name=label, exact=True).click()
         page.locator("#store").click()
         page.wait_for_selector(f"#thanks:has-text('Stored as {label}')")
-        wait_for(lambda: times() != before, what="the second time")
-    assert len(stored()) == 1 and stored()[0].parts[0] == "tomato" and stored()[0].suffix == ".jpg"
-    assert (folder / "wrong" / stored()[0]).read_bytes() == (folder / "red.jpg").read_bytes()
+        before = wait_for(lambda: (now := stored()) and now != before and now, what="one new file, and no other,")
+        assert before[0].parent == folder / "wrong" / label
+    assert before[0].read_bytes() == (folder / "red.jpg").read_bytes()
 
 
 @pytest.mark.parametrize("width", [390, 768, 1000, 1280])
