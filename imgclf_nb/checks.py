@@ -43,7 +43,7 @@ def _inspect(path: str, settings: Settings) -> tuple:
                              f"(--max-file-mb)")
         data = Path(path).read_bytes()
         return hashlib.sha256(data).hexdigest(), *_decode(data, settings), ""
-    except ImageError as error: reason = str(error)
+    except ImageError as error: reason = error.for_owner()
     except UnicodeEncodeError: reason = "the file's name is not UTF-8; rename it"
     except (OSError, ValueError) as error:
         reason = f"can't be read: {getattr(error, 'strerror', None) or error}"

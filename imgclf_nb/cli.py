@@ -14,7 +14,7 @@ from threading import Timer
 
 from . import __version__
 from .files import explain_storage
-from .images import SUFFIXES
+from .images import SUFFIXES, ImageError
 from .options import COMMANDS, _PATHS, parse_words
 from .settings import ImgclfError, Settings, SettingsError, nearest_names
 
@@ -26,7 +26,7 @@ def find_pictures(
     from imgclf_nb.predict import list_pictures
     found = []
     for path in map(Path, paths):
-        below = list_pictures(path) if path.is_dir() else [path]
+        below = list_pictures(path) if os.path.isdir(path) else [path]   # never raises
         if not below:
             raise SettingsError(f"no pictures in {path}; looked for {', '.join(SUFFIXES)}")
         found += below
@@ -37,7 +37,7 @@ def _rows(files: list[Path], answers) -> dict:
     "One dict for each picture, as the JSON output has it."
     for file, answer in zip(files, answers):
         path = os.fsencode(file).decode("utf-8", "replace")   # names may hold any bytes
-        if isinstance(answer, Exception): yield {"path": path, "error": str(answer)}
+        if isinstance(answer, ImageError): yield {"path": path, "error": answer.for_owner()}
         else:
             predictions = [{"label": label, "probability": p} for label, p in answer.predictions]
             yield {"path": path, "label": answer.label, "probability": answer.probability,

@@ -183,7 +183,7 @@ def _list_sections(metrics: dict, test: pd.DataFrame, probabilities: np.ndarray,
     curve = plot_coverage(probabilities.max(1), probabilities.argmax(1) == truth,
                           ~answers["unsure"].to_numpy(bool))
     return [
-        ("Score", [f"{metrics['n_test']:,} test images, which the model has never seen. "
+        ("Score", [f"{metrics['n_test']:,} test images, apart from those for training and validation. "
                    f"Accuracy: {_say_interval(metrics)}.", *_say_in_short(metrics),
                    _list_scores(metrics)]),
         ("Class by class", [plot_f1(metrics["per_class"]), _list_classes(metrics["per_class"])]),
@@ -241,7 +241,6 @@ def _write_results(settings: Settings, metrics: dict, test: pd.DataFrame, given:
     title = f"{metrics['model']['name']}: results on the test images"
     write_report(folder/"report.html", title, sections)
     rows = pd.concat([test[["path", "sha256", "group", "label"]], answers], axis=1)
-    rows["path"] = rows["path"].map(os.path.abspath)
     write_table(rows, folder/"predictions.csv", folder=find_data(settings))
     with write_atomic(folder/"metrics.json") as partial:
         partial.write_text(text + "\n", encoding="utf-8")

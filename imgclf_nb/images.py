@@ -25,9 +25,15 @@ class ImageError(ImgclfError):
     def __init__(self,
         message: str,             # What is wrong, and what to do
         kind: str = "unreadable", # `unreadable`, `too large` or `not served`
+        option: str = "",         # Of the command line, which would allow it
     ):
         super().__init__(message)
-        self.kind = kind
+        self.kind, self.option = kind, option
+
+    def for_owner(self
+    ) -> str: # With the option that would allow it, for who sets the limits
+        "The message, as the command line gives it."
+        return f"{self}, or allow it with {self.option}" if self.option else str(self)
 
 @contextmanager
 def _explain_damage():
@@ -67,8 +73,8 @@ def open_image(
     try:
         picture = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise ImageError(f"the picture has too many pixels; the limit is "
-                         f"{max_megapixels:g} million", "too large") from error
+        raise ImageError(f"the picture has too many pixels; the limit is {max_megapixels:g} "
+                         "million, so make it smaller", "too large") from error
     except Exception as error:
         other, formats = _recognise_other(file), f"send one of {', '.join(FORMATS)}"
         if other: raise ImageError(f"this is {other}; {formats}", "not served") from error
@@ -79,7 +85,8 @@ def open_image(
                          f"for a side, so make it smaller", "too large")
     if width_px * height_px > max_megapixels * 1e6:
         raise ImageError(f"the picture has {width_px} x {height_px} pixels; the limit is "
-                         f"{max_megapixels:g} million, so make it smaller", "too large")
+                         f"{max_megapixels:g} million, so make it smaller", "too large",
+                         "--max-megapixels")
     return picture
 
 # %% ../nbs/01_images.ipynb #2fe86e6c

@@ -36,7 +36,8 @@ def _decode(path: str, settings: Settings) -> np.ndarray:
         return load_pixels(path, size_px=settings.image_size_px, fit=settings.fit,
                            max_megapixels=settings.max_megapixels)
     except (ImageError, OSError) as error:
-        raise CacheError(f"{path}: {error}; run `imgclf prepare` again, "
+        what = error.for_owner() if isinstance(error, ImageError) else error
+        raise CacheError(f"{path}: {what}; run `imgclf prepare` again, "
                          f"which sets such files aside") from error
 
 def _decode_many(paths: list, settings: Settings):
@@ -108,15 +109,14 @@ def _lock(folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder/".lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            for half in folder.glob(".*.partial"): half.unlink()   # of a process that was killed
             yield
 
 def _make_room(folder: Path, n_bytes: int, budget_bytes: float) -> None:
-    "Remove half-written pixel caches, then the oldest, until `n_bytes` more fit in the budget."
-    ours = [file for file in folder.iterdir() if re.match(
-        r"\.?[0-9a-f]{16}-\d+-(squish|pad|crop)\.npy", file.name)]
-    for file in ours:
-        if file.suffix == ".partial": file.unlink()
-    found = [(file.stat(), file) for file in ours if file.exists()]
+    "Remove the oldest pixel caches until `n_bytes` more fit in the budget."
+    ours = [file for file in folder.iterdir() if re.fullmatch(
+        r"[0-9a-f]{16}-\d+-(squish|pad|crop)\.npy", file.name)]
+    found = [(file.stat(), file) for file in ours]
     stats = sorted((stat.st_mtime, stat.st_size, file) for stat, file in found)
     used = sum(size for _, size, _ in stats)
     for _, size, file in stats:

@@ -110,7 +110,7 @@ def write_table(
     "Write a table as CSV, whole or not at all."
     root = Path(os.path.abspath(folder))
     def shorten(file) -> str:
-        file = Path(file)
+        file = Path(os.path.abspath(file))
         return file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file)
     named = {name: [*map(shorten, table[name])] for name in ("path", "twin") if name in table}
     with write_atomic(path) as partial:

@@ -6,6 +6,7 @@
 __all__ = ['EvaluationError', 'check_fit', 'predict_test', 'score_probes']
 
 # %% ../nbs/08b_scoring.ipynb #87ae0c43
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,9 @@ def check_fit(
                               "so test images may be ones it learned from: train again")
     if not (manifest["split"] == "test").any():
         raise EvaluationError(f"the data set {name} has no test images")
+    if known and known != fingerprint_data(manifest):
+        print(f"{name} is not the data set that {info.name} was trained on: if some of its test "
+              "images were among the training images there, the score flatters", file=sys.stderr)
 
 # %% ../nbs/08b_scoring.ipynb #72bbf1a0
 _ANSWER = ["prediction", "probability", "unsure", "reason"]   # columns of predictions.csv
@@ -58,8 +62,9 @@ def predict_test(
     answers = predictor.predict_many(paths, top_k=len(column))
     for row, answer in enumerate(track(answers, "evaluating", total=len(paths))):
         if isinstance(answer, ImageError):
-            raise EvaluationError(f"{paths[row]}: {answer}. It was readable when the data set was "
-                                  "prepared: put it back, or run imgclf prepare again and train"
+            raise EvaluationError(f"{paths[row]}: {answer.for_owner()}. It was readable when the "
+                                  "data set was prepared: put it back, or run imgclf prepare again "
+                                  "and train"
                                   ) from answer
         for label, probability in answer.predictions:
             probabilities[row, column[label]] = probability

@@ -18,7 +18,7 @@ from PIL import ImageOps
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from .images import _explain_damage, convert_rgb, open_image
+from .images import _explain_damage, _find_turn, convert_rgb, open_image
 
 # %% ../nbs/01d_twins.ipynb #9e29c0cf
 _SIDE_PX, _SMALL_PX, _CORNERS = 400, 96, 200
@@ -30,9 +30,11 @@ def read_grey(
 ) -> np.ndarray:                # uint8 [H, W], upright, the longer side at most 400
     "Read a picture in grey and small, in its own proportions; raises `ImageError`."
     picture = open_image(source, max_megapixels=max_megapixels)
+    turn = _find_turn(picture)
     with _explain_damage():
         picture.draft("L", (_SIDE_PX, _SIDE_PX))
-        picture = ImageOps.exif_transpose(convert_rgb(picture)).convert("L")
+        picture = convert_rgb(picture).convert("L")
+        if turn is not None: picture = picture.transpose(turn)
         picture.thumbnail((_SIDE_PX, _SIDE_PX), reducing_gap=2)
         return np.asarray(picture)
 
@@ -130,6 +132,8 @@ def _propose_twins(descriptions: list) -> np.ndarray:
         if max(taken[one], taken[other]) < _LIKELY: kept.append((one, other))
         taken[[one, other]] += 1
     waves = np.array([seen.wave for seen in descriptions])
+    order = np.argsort(waves, kind="stable")   # equal waves, however many: each with the next
+    kept += [pair for pair in zip(order[:-1], order[1:]) if waves[pair[0]] == waves[pair[1]] != 0]
     parts = waves.view(np.uint16).reshape(-1, 4)
     near = [_share_keys(parts[:, part], numbers, count, least=1)[0] for part in range(4)]
     near = np.unique(np.concatenate(near))

@@ -162,6 +162,7 @@ def test_a_build_that_is_killed_leaves_nothing_that_is_used(manifest, tmp_path, 
     process.kill()
     process.join()
     assert [name.endswith(".npy.partial") for name in caches(tmp_path)] == [True]
+    (tmp_path / "cache" / ".0123456789abcdef-activations.npy.partial").write_bytes(b"of a training that was killed")
     pixels = cache_pixels(manifest, tmp_path, settings=settings(fit=fit))
     assert [name.endswith(".npy") for name in caches(tmp_path)] == [True]
     uncached = cache_pixels(manifest, tmp_path, settings=settings(fit=fit, cache_gb=0))

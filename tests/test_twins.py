@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from imgclf_nb.archives import DataError
 from imgclf_nb.data import prepare_data, read_manifest
+from imgclf_nb.images import load_pixels
 from imgclf_nb.settings import Settings
 from imgclf_nb.splits import check_splits
 from imgclf_nb.twins import describe_picture, find_twins, read_grey
@@ -61,6 +62,30 @@ def test_a_copy_is_found_and_nothing_else(scenes, way):
     assert sorted(len(members) for members in groups) == [1] * 37 + [2] * 3, way
     assert all(int(members[0]) == int(members[-1]) for members in groups)
     assert manifest.groupby("group").split.nunique().max() == 1
+
+
+def test_any_number_of_copies_are_one_photograph(scenes):
+    """Thirty files with the same pixels and other bytes, as a program makes them that writes its name into each."""
+    for number in range(30):
+        comment = f"copy {number}".encode()
+        draw_scene(5).save(scenes / "cat" / f"copy {number:02}.jpg", quality=95, comment=comment)
+    manifest = read_manifest(prepare(scenes))
+    copies = manifest[manifest.path.str.contains("copy|05.png")]
+    assert len(copies) == 31 and copies.group.nunique() == 1 and copies.split.nunique() == 1
+    assert manifest.group.nunique() == 40
+
+
+def test_a_broken_exif_block_costs_no_picture(tmp_path):
+    """The picture is used as it lies, as it is when somebody asks about it."""
+    orientation = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    for name, block in (("good", orientation), ("noise", b"Exif\0\0not a TIFF file"), ("cut", orientation[:-9]),
+                        ("text", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x04abc\0")):
+        draw_scene(1).save(tmp_path / f"{name}.jpg", exif=block)
+        grey = read_grey(tmp_path / f"{name}.jpg")
+        upright = Image.fromarray(load_pixels(tmp_path / f"{name}.jpg", size_px=64)).convert("L")
+        assert grey.shape == ((360, 270) if name == "good" else (270, 360)), name
+        alike = np.corrcoef(np.asarray(Image.fromarray(grey).resize((64, 64))).ravel(), np.asarray(upright).ravel())
+        assert alike[0, 1] > 0.98, name
 
 
 def test_the_same_room_with_something_else_in_it_is_no_twin():
