@@ -26,34 +26,51 @@ from .report import write_table
 from .settings import Settings
 
 # %% ../nbs/04c_audit.ipynb #1f1a5501
+def _read_parts(features: np.ndarray, rows: np.ndarray):
+    "Numbers of rows and their features in float32, a few thousand at a time."
+    for start in range(0, len(rows), 4096):
+        part = rows[start:start + 4096]
+        yield part, features[part].astype(np.float32)
+
+def _add_up(features: np.ndarray, rows: np.ndarray, given: np.ndarray, n_classes: int) -> tuple:
+    "Counts [C] and sums [C, D] of the classes, and the second moment of all rows, [D, D]."
+    size, one_hot = features.shape[1], np.eye(n_classes, dtype=np.float32)
+    sums, moment = np.zeros((n_classes, size)), np.zeros((size, size))
+    for part, values in _read_parts(features, rows):
+        sums += one_hot[given[part]].T @ values
+        moment += values.T @ values
+    return np.bincount(given[rows], minlength=n_classes), sums, moment
+
 _SHRINKAGE = 0.3
-def _fit_discriminant(features: np.ndarray, given: np.ndarray, n_classes: int) -> tuple:
-    "Weights [D, C] and biases [C]; `features` are overwritten. A class without rows gets -inf."
-    counts = np.bincount(given, minlength=n_classes)
-    means = np.zeros((n_classes, features.shape[1]), np.float32)
-    for k in np.flatnonzero(counts):
-        means[k] = features[given == k].mean(0)
-        features[given == k] -= means[k]
-    covariance = (features.T @ features).astype(np.float64) / len(features)
-    sphere = _SHRINKAGE * covariance.trace() / len(covariance) + 1e-6
+def _fit_discriminant(counts: np.ndarray, sums: np.ndarray, moment: np.ndarray) -> tuple:
+    "Weights [D, C] and biases [C]. A class without rows gets -inf."
+    means = sums / np.maximum(counts, 1)[:, None]
+    covariance = (moment - (means.T * counts) @ means) / counts.sum()
+    least = 1e-6 * moment.trace() / counts.sum() + 1e-18
+    sphere = (_SHRINKAGE * covariance.trace() + least) / len(covariance)
     covariance = (1 - _SHRINKAGE) * covariance + sphere * np.eye(len(covariance))
     weights = solve(covariance, means.T, assume_a="pos")
     with np.errstate(divide="ignore"): prior = np.log(counts / counts.sum())
     return weights, prior - (means.T * weights).sum(0) / 2
 
+# %% ../nbs/04c_audit.ipynb #3c1f77d2
 def _score_held_out(features: np.ndarray, given: np.ndarray, groups: np.ndarray,
                     seed: int) -> np.ndarray:
     "Scores [N, C] from heads that did not see the row's group; NaN where none knew its class."
-    scores = np.full((len(given), given.max() + 1), np.nan, np.float32)
+    n_classes = given.max() + 1
+    scores = np.full((len(given), n_classes), np.nan, np.float32)
     n_folds = min(5, np.bincount(given).max())
     if n_folds < 2: return scores
+    every = _add_up(features, np.arange(len(given)), given, n_classes)
     with warnings.catch_warnings():   # of classes with fewer rows than folds
         warnings.simplefilter("ignore")
         folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
         for train, test in folds.split(given, given, groups):
+            own = _add_up(features, test, given, n_classes)
+            weights, biases = _fit_discriminant(*(a - b for a, b in zip(every, own)))
             test = test[np.isin(given[test], given[train])]
-            weights, biases = _fit_discriminant(features[train], given[train], scores.shape[1])
-            scores[test] = features[test] @ weights + biases
+            for part, values in _read_parts(features, test):
+                scores[part] = values @ weights + biases
     return scores
 
 # %% ../nbs/04c_audit.ipynb #bba1b3ff
@@ -66,8 +83,6 @@ def predict_held_out(
 ) -> np.ndarray:          # Float32 [N, C], classes sorted; NaN where no head knew the class
     "Cross-validate a linear head: probabilities from heads that did not see the row's group."
     names, given = np.unique(labels, return_inverse=True)
-    features = np.array(features, np.float32)
-    features /= max(np.sqrt(np.vdot(features, features) / features.size), 1e-6)
     scores = _score_held_out(features, given, groups, seed)
     known = np.flatnonzero(~np.isnan(scores[:, 0]))
     if not len(known): return scores

@@ -180,8 +180,10 @@ def _compute_fields(backbone: Backbone, pixels, manifest: pd.DataFrame, folder,
 
 def _average(fields: RowFile, grid: int) -> np.ndarray: # float16 [N, n_features]
     "Averages over whole pictures."
-    rows = (fields[k].reshape(grid ** 2, -1).mean(0, dtype=np.float32) for k in range(len(fields)))
-    return np.stack([row.astype(np.float16) for row in rows])
+    averages = np.empty((len(fields), fields.shape[1] // grid ** 2), np.float16)
+    for k, row in enumerate(averages):
+        row[:] = fields[k].reshape(grid ** 2, -1).mean(0, dtype=np.float32)
+    return averages
 
 # %% ../nbs/04a_features.ipynb #41c9b7aa
 def find_features(

@@ -1,5 +1,8 @@
 """The audit of a data set: what was planted is found, the lists can be read, and training uses the features again."""
 import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -92,6 +95,38 @@ def test_lists_and_report_of_a_folder(stripes):
     assert set(suspects.path) | set(odd.path) <= known
     page = write_report(data / "audit.html", "Audit", sections).read_text(encoding="utf-8")
     assert "01: rather NA?" in page and f"Extreme aspect (aspect over 3): {(odd.kind == 'extreme aspect').sum()}." in page
+
+
+def test_what_the_audit_lists_can_be_dropped(stripes, tmp_path, imgclf):
+    """With folders as they are by default, relative to where one is, and pictures that lie in the data folder."""
+    shutil.make_archive(tmp_path / "stripes", "zip", tmp_path, "stripes")
+    words = ["prepare", "stripes.zip", "--arch", "efficientnet_lite0", "--image-size-px", "64"]
+    assert (first := imgclf(*words)).returncode == 0, first.stderr
+    data = tmp_path / "data" / "stripes"
+    lists = {name: pd.read_csv(data / f"{name}.csv").path for name in ("suspects", "odd", "manifest")}
+    assert len(lists["suspects"]) and set(lists["suspects"]) | set(lists["odd"]) <= set(lists["manifest"])
+    shutil.copy(data / "suspects.csv", tmp_path / "mine.csv")
+    assert (second := imgclf(*words, "--drop", "mine.csv")).returncode == 0, second.stderr
+    assert set(pd.read_csv(data / "manifest.csv").path) == set(lists["manifest"]) - set(lists["suspects"])
+
+
+MEMORY = """
+import resource
+import numpy as np
+from imgclf_nb.audit import find_label_errors
+peak_mb = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+features, labels = np.random.default_rng(0).random((20_000, 1280), np.float32).astype(np.float16), np.arange(20_000) % 10
+find_label_errors(features[:2_000], labels[:2_000], np.arange(2_000))
+before = peak_mb()
+find_label_errors(features, labels, np.arange(20_000))
+print(peak_mb() - before)
+"""
+
+
+def test_the_audit_takes_little_memory_for_each_picture():
+    """Otherwise 100,000 pictures take a gigabyte more than their features."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 100, done.stdout
 
 
 def test_features_are_computed_once(stripes, monkeypatch):
