@@ -135,6 +135,8 @@ class Guard:
         finally: _record(exchange)
 
 # %% ../nbs/09c_guard.ipynb #8b8819d7
+_QUERY_BYTES = 2000   # Gradio remembers some of what the page's routes are asked
+
 def _check(guard: Guard, scope: dict) -> None:
     "Raise `Refusal` for a request that must not come in."
     try: check_key(scope, guard.key)
@@ -146,6 +148,8 @@ def _check(guard: Guard, scope: dict) -> None:
         most, inside = guard.settings.max_waiting, guard.inside
         if inside.total() >= 4 * most or inside[_name_client(scope)] >= 2 * most:
             raise _refuse_busy()
+    if name_route(scope["path"]) == "page" and len(scope.get("query_string", b"")) > _QUERY_BYTES:
+        raise Refusal(414, f"more than {_QUERY_BYTES:,} bytes after the question mark", "parameter")
     if name_route(scope["path"]) == "other":
         raise Refusal(404, "there is nothing here; /docs lists what there is", "path")
     methods = _OWN.get(scope["path"])

@@ -12,14 +12,13 @@ from html import escape
 from pathlib import Path
 
 import gradio as gr
+import gradio.routes
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from gradio.route_utils import FnIndexInferError
 
 from .files import StorageError, hash_file, write_atomic
 from .images import ImageError, open_image
 from .looks import CSS, LEGEND, WAITING, copy_examples, make_theme, write_head
+from .manners import _explain_errors, _Uploading
 from .service import Service
 from .settings import ImgclfError, Settings
 from .views import (draw_heat, list_answers, load_view, read_scores, relate_evidence,
@@ -239,7 +238,7 @@ def make_page(
     "Make the page of a model."
     info, uploads = service.predictor.info, Path(uploads).resolve()
     events = _Events(service, settings, uploads)
-    with _Page(title=info.name, analytics_enabled=False, delete_cache=(60, 600)) as page:
+    with _Page(title=info.name, analytics_enabled=False) as page:
         page.uploads = uploads
         gr.HTML(write_head(info, settings), elem_id="head")
         examples = copy_examples(info, settings, uploads=uploads)
@@ -252,21 +251,6 @@ def make_page(
                   postprocess=False, show_progress="hidden")
     return page
 
-# %% ../nbs/09g_page.ipynb #c83ffe13
-def _explain_errors(mounted: FastAPI) -> None:
-    "Say in words what Gradio would answer with a status of 500."
-    def refuse(status, detail): return lambda *_: JSONResponse({"detail": detail}, status)
-    lost = refuse(404, "no such function: call /gradio_api/call/predict")
-    for kind in (LookupError, FnIndexInferError): mounted.add_exception_handler(kind, lost)
-    odd = refuse(422, "the request has not the form that this route takes")
-    mounted.add_exception_handler(RequestValidationError, odd)
-    text = refuse(422, "send files in the form field `files`, each with a file name")
-    def explain_type(request, error):
-        if "/call/v2/" in request.url.path: return odd()
-        if "GradioUploadFile" in str(error): return text()
-        raise error
-    mounted.add_exception_handler(TypeError, explain_type)
-
 # %% ../nbs/09g_page.ipynb #438992dd
 def mount_page(
     app: FastAPI,       # Application with routes of its own, which go first
@@ -278,7 +262,8 @@ def mount_page(
     "Make the page and mount it at /."
     page = make_page(service, settings, uploads=uploads)
     page.has_launched = True   # or Gradio follows any path that is sent
-    page.max_threads = max(40, settings.max_waiting)
+    page.max_threads, page.state_session_capacity = max(40, settings.max_waiting), 500
+    gradio.routes.file_upload_statuses = _Uploading()
     page.queue(max_size=settings.max_waiting, api_open=False,
                default_concurrency_limit=settings.max_waiting)
     gr.mount_gradio_app(

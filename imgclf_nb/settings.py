@@ -199,6 +199,12 @@ class Settings(_PredictSettings):
     feedback_dir: Path | None = Field(None, description=
         "Folder for pictures that visitors of the page correct; without it they can't")
 
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _strip(cls, key):
+        "Without the end of line that a file of secrets may have: no header could bring it."
+        return key.strip() if isinstance(key, str) else key
+
     @field_validator("rate_limit")
     @classmethod
     def _understand(cls, limit):

@@ -363,7 +363,8 @@ def climb(secret):
                 f"/custom_component/a/client/component/..%2f{up}{path[1:]}", "/gradio_api/deep_link", "/gradio_api/monitoring",
                 "/monitoring/summary", "/gradio_api/run-history", "/gradio_api/vibe-code/", "/gradio_api/dev/reload", "/gradio_api/token",
                 "/login_check", "/gradio_api/mcp/sse", "/predict/../health", "/predict/%2e%2e/health", "//predict", "/predict//",
-                "/predict%00", "/PREDICT", "/predict;a=b", "/./predict", "/%70redict/batch/..", "/.git/config", "/.env", "/%ff%fe", "/a\\b"]
+                "/static/" + "a" * 300, "/assets/" + "a" * 300, "/svelte/" + "a/" * 3000, "/gradio_api/file=/" + "a" * 300,
+                "/gradio_api/upload_progress?upload_id=" + "x" * 3000, "/predict%00", "/PREDICT", "/predict;a=b", "/./predict", "/%70redict/batch/..", "/.git/config", "/.env", "/%ff%fe", "/a\\b"]
 
 
 def test_paths_that_climb(server, watch):
@@ -374,7 +375,7 @@ def test_paths_that_climb(server, watch):
             request = head(path, method, Connection="close", Content_Length=0)
             (status, headers, body), *_ = watch.beside(f"{method} {path}", lambda: talk(server, request, timeout=5))
             assert SECRET.encode() not in body and b"root:" not in body and b"schema_version" not in body, path
-            assert status in (400, 403, 404, 405, 415, 422) or path.startswith(("/predict", "/./")) and status in (200, 307), (path, status, body)
+            assert status in (400, 403, 404, 405, 414, 415, 422) or path.startswith(("/predict", "/./")) and status in (200, 307), (path, status, body)
             assert str(server.log.parent).encode() not in body.replace(str(secret).encode(), b"") and b"Traceback" not in body, (path, body)
 
 
@@ -459,9 +460,10 @@ def test_uploads_of_gradio(server, watch):
             ("no file", [], {}), ("noise", [os.urandom(3000)], {}), ("no boundary", [part("files")], {"Content_Type": "multipart/form-data"}),
             ("text", [part("files", None)], {}), ("large", [part("files", content=bytes(11_000_000))], {}),
             ("1000 files", [part("files", content=b"x")] * 1000, {}), ("wrong field", [part("pictures")], {}),
+            ("text, with a number", [part("files", None)], {"path": path + "?upload_id=x"}),
             *((f"name {filename!r:.20}", [part("files", filename)], {}) for filename in (
                 "../../../../tmp/evil.jpg", "/etc/evil.jpg", "..", ".", "", "a\0b", "x" * 5000, b"\xff\xfe", "<script>", "con.jpg", "a/b/c.jpg", "..\\x.jpg"))]:
-        answers = watch.beside(f"upload: {name}", lambda: talk(server, form(*parts, path=path, **options)))
+        answers = watch.beside(f"upload: {name}", lambda: talk(server, form(*parts, **{"path": path, **options})))
         status, headers, body = answers[0]
         assert status in (200, 400, 413, 415, 422), (name, status, body)
         if status == 200:
@@ -470,6 +472,18 @@ def test_uploads_of_gradio(server, watch):
         else:   # Gradio itself answers some of them in plain text
             check_message(json.loads(body)["detail"] if body[:1] == b"{" else body.decode())
     assert not list(Path("/tmp").glob("evil*")) and not Path("/etc/evil.jpg").exists()
+
+
+def test_ranges_of_an_upload(server, watch):
+    """Part of a file can be asked for; what Gradio can't cut out is refused."""
+    stored = httpx.post(server.url + "/gradio_api/upload", files={"files": ("a.jpg", PHOTO)}).json()[0]
+    def ask(range):
+        return watch.beside(range, lambda: httpx.get(f"{server.url}/gradio_api/file={stored}", headers={"Range": range}))
+    assert (reply := ask("bytes=0-9")).status_code == 206 and reply.content == PHOTO[:10]
+    for range in ("bytes=0-1,3-4", "bytes=", "bytes=a-b", "bytes=9", "x", "bytes=99999999-"):
+        reply = ask(range)
+        assert reply.status_code in (400, 416), (range, reply.status_code)
+        assert b"Traceback" not in reply.content and len(reply.content) < 1000
 
 
 def test_uploads_do_not_stay(tmp_path):
