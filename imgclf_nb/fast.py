@@ -40,23 +40,26 @@ def _read_parts(features: torch.Tensor):
     for part in features.split(_ROWS):
         yield part if part.dtype == torch.float32 else room[:len(part)].copy_(part)
 
-def _apply(layer: nn.Linear, features: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    "Logits of a layer for features that are divided by `scale`."
+def _apply(layer: nn.Linear, features: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor):
+    "Logits of a layer for features less `mean`, divided by `scale`."
     weight = layer.weight.T / scale
-    return torch.cat([part @ weight for part in _read_parts(features)]) + layer.bias
+    products = torch.cat([part @ weight for part in _read_parts(features)])
+    return products + (layer.bias - mean @ weight)
 
-def _minimise(layer: nn.Linear, features: torch.Tensor, scale: torch.Tensor, loss, l2: float):
+def _minimise(layer: nn.Linear, features: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor,
+              loss, l2: float):
     "Bring the loss of a layer, a function of its logits, to its minimum."
-    steps = torch.optim.LBFGS(layer.parameters(), max_iter=100, tolerance_change=1e-6,
+    steps = torch.optim.LBFGS(layer.parameters(), max_iter=100, tolerance_change=1e-5,
                               history_size=20, line_search_fn="strong_wolfe")
     def compute():
-        with torch.no_grad(): logits = _apply(layer, features, scale)
+        with torch.no_grad(): logits = _apply(layer, features, mean, scale)
         value = loss(logits.requires_grad_())
         (slopes,) = torch.autograd.grad(value, logits)
         parts = zip(slopes.split(_ROWS), _read_parts(features))
-        layer.weight.grad = sum(slope.T @ part for slope, part in parts) / scale
-        layer.weight.grad += l2 * layer.weight.detach()
         layer.bias.grad = slopes.sum(0)
+        products = sum(slope.T @ part for slope, part in parts)
+        layer.weight.grad = (products - torch.outer(layer.bias.grad, mean)) / scale
+        layer.weight.grad += l2 * layer.weight.detach()
         return value.detach() + l2 / 2 * layer.weight.detach().pow(2).sum()
     steps.step(compute)
 
@@ -71,20 +74,22 @@ def solve_head(
 ) -> tuple[nn.Linear, dict]: # The layer, and what it reached: `l2`, losses, `valid_accuracy`
     "Fit a linear layer to features; the `l2` with the least validation loss wins."
     (x, y), (x_val, y_val) = ((features[k], targets[k]) for k in rows)
+    mean = sum(part.sum(0) for part in _read_parts(x)) / len(x)
     norms = torch.cat([torch.linalg.vector_norm(part, dim=1) for part in _read_parts(x)])
     scale = norms.pow(2).mean().div(x.shape[1]).sqrt().clamp(min=1e-6)   # l2 fits any network
     layer = nn.Linear(x.shape[1], n_classes)
     nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
     best = {"valid_loss": float("inf")}
     for l2 in _STRENGTHS:
-        _minimise(layer, x, scale, lambda logits: loss_func(logits, y), l2)
-        with torch.no_grad(): train, logits = (_apply(layer, part, scale) for part in (x, x_val))
+        _minimise(layer, x, mean, scale, lambda logits: loss_func(logits, y), l2)
+        with torch.no_grad(): train, logits = (_apply(layer, z, mean, scale) for z in (x, x_val))
         loss, right = loss_func(logits, y_val), (logits.argmax(1) == y_val).float().mean()
         if float(loss) >= best["valid_loss"]: break
         best = dict(l2=l2, train_loss=float(loss_func(train, y)), valid_loss=float(loss),
                     valid_accuracy=float(right))
         kept = {name: value.clone() for name, value in layer.state_dict().items()}
-    layer.load_state_dict({"weight": kept["weight"] / scale, "bias": kept["bias"]})
+    weight = kept["weight"] / scale
+    layer.load_state_dict({"weight": weight, "bias": kept["bias"] - weight @ mean})
     return layer, best
 
 # %% ../nbs/05a_fast.ipynb #45602f69
