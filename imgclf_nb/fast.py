@@ -32,7 +32,7 @@ from .train import (Checkpoint, _Bfloat16, _FrozenStatistics, _group_parameters,
 
 # %% ../nbs/05a_fast.ipynb #8c3f9c25
 _STRENGTHS = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
-_ROWS = 1024   # rows of features that are float32 at a time
+_ROWS = 256   # rows of features that are float32 at a time: few enough for the cache
 
 def _read_parts(features: torch.Tensor):
     "A few rows at a time in float32, always in the same memory: new memory is not all given back."
