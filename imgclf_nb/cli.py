@@ -139,7 +139,7 @@ def _run(settings: Settings) -> None:
 
 # %% ../nbs/10a_cli.ipynb #df76d424
 def _serve(settings: Settings) -> None:
-    from imgclf_nb.app import serve
+    from imgclf_nb.serve import serve
     serve(settings)
 
 # %% ../nbs/10a_cli.ipynb #76469f34

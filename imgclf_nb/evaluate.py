@@ -6,7 +6,7 @@
 __all__ = ['find_top_losses', 'summarize_metrics', 'evaluate']
 
 # %% ../nbs/08c_evaluate.ipynb #f6de8ff0
-import json, os, platform, sys, time
+import json, platform, sys, time
 from importlib.metadata import version
 from pathlib import Path
 

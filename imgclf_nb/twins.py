@@ -14,7 +14,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pandas as pd
-from PIL import ImageOps
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVING = ["settings", "files", "bombs", "images", "bundle", "judge", "predict", "monitor", "service", "guard", "api", "views", "page", "tool",
-           "door", "app"]
+           "door", "manners", "app", "serve"]
 HEAVY = ["torch", "torchvision", "fastai", "timm", "matplotlib", "sklearn"]
 
 
