@@ -49,7 +49,6 @@ def sweep_uploads(
     return count
 
 
-
 async def _sweep_for_ever(guard: Guard, every_s: float = 10) -> None:
     while True:
         await asyncio.sleep(every_s)

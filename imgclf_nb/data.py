@@ -25,7 +25,7 @@ from .sources import SPLITS, Source, name_source, open_source
 from .splits import split_groups
 
 # %% ../nbs/02c_data.ipynb #a1675f75
-def _drop(table: pd.DataFrame, file: Path | None, name: str, folders: list) -> pd.DataFrame:
+def _drop(table: pd.DataFrame, file: Path | None, source: Source) -> pd.DataFrame:
     "Give a reason to the pictures that a CSV lists; raises `DataError` for one that is not there."
     if file is None: return table
     try: paths = pd.read_csv(file, dtype=str, keep_default_na=False).path
@@ -35,11 +35,11 @@ def _drop(table: pd.DataFrame, file: Path | None, name: str, folders: list) -> p
     spots = table.path.map(os.path.abspath)
     known = set(spots)
     def find(path):   # from the data folder, or from the pictures' where they lie elsewhere
-        there = (os.path.abspath(folder/path) for folder in folders)
+        there = (os.path.abspath(folder/path) for folder in (source.folder, source.root))
         return next((spot for spot in there if spot in known), path)
     paths = {*map(find, paths)}
     if missing := sorted(paths - known):
-        raise DataError(f"{file} lists {missing[0]}, which is no picture of {name}"
+        raise DataError(f"{file} lists {missing[0]}, which is no picture of {source.name}"
                         + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
                         + ": give paths as manifest.csv does")
     gone = spots.isin(paths) & (table.reason == "")
@@ -210,9 +210,8 @@ def _prepare(settings: Settings, unpacked) -> Path:
     with open_source(settings) as source, warnings.catch_warnings():
         if unpacked: unpacked()
         warnings.simplefilter("ignore")   # Pillow's remarks on odd files
-        table = source.files.reset_index(drop=True).assign(reason="")
-        table = _drop(table, settings.drop, source.name, [source.folder, source.root])
-        table = inspect_largest(table, settings, source.folder)
+        files = source.files.reset_index(drop=True).assign(reason="")
+        table = inspect_largest(_drop(files, settings.drop, source), settings, source.folder)
         kept, pairs = group_pictures(keep_largest(table, settings.top_n), settings)
         kept = set_aside_copies(kept)
         table.loc[kept.index, "reason"] = kept.reason

@@ -34,8 +34,10 @@ def forget_gone(
     page: gr.Blocks, # A page that is served
 ) -> None:
     "Take out of a page's memory files that are gone, and answers that can't be fetched any more."
-    for names in page.temp_file_sets:   # to which others may be added meanwhile
-        names -= {name for name in tuple(names) if not os.path.exists(name)}
+    gone = {name for names in page.temp_file_sets for name in tuple(names)   # others may be added
+            if not os.path.exists(name)}
+    for names in page.temp_file_sets: names -= gone & page.gone
+    page.gone = gone   # some are only about to be written: once more, and they are forgotten
     waiting = page._queue.pending_event_ids_session
     for session in tuple(waiting):
         if session not in page._queue.pending_messages_per_session: waiting.pop(session, None)

@@ -239,7 +239,7 @@ def make_page(
     info, uploads = service.predictor.info, Path(uploads).resolve()
     events = _Events(service, settings, uploads)
     with _Page(title=info.name, analytics_enabled=False) as page:
-        page.uploads = uploads
+        page.uploads, page.gone = uploads, set()
         gr.HTML(write_head(info, settings), elem_id="head")
         examples = copy_examples(info, settings, uploads=uploads)
         with gr.Tab("Photograph"): photo = _lay_one(events, examples)
