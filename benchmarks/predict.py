@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from serving import describe_machine
+
 HERE = Path(__file__).resolve().parent
 
 PEER = """
@@ -99,7 +101,7 @@ def main():
     medians = {name: [statistics.median(column) for column in zip(*results)] for name, results in runs.items()}
     base = medians["torch fp32, Pillow, batch 32"][0]
     lines = [f"{len(files)} photographs, EfficientNet-Lite0 at 224 px, {os.cpu_count()} cores, start-up included; median of "
-             f"{options.runs} runs. Made by `python benchmarks/predict.py`.", "",
+             f"{options.runs} runs. {describe_machine()}. Made by `python benchmarks/predict.py`.", "",
              "| | images/s | ratio | memory, MB |", "|---|---|---|---|"]
     lines += [f"| {name} | {len(files) / seconds:.0f} | {base / seconds:.1f} | {memory:.0f} |" for name, (seconds, memory) in medians.items()]
     print("\n".join(lines))

@@ -161,7 +161,7 @@ def _read_info(path: Path) -> BundleInfo:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values["schema"]
-        newer = isinstance(version, int) and version > SCHEMA
+        newer = float(version) > SCHEMA
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path} is not the description of a bundle ({type(error).__name__}: "
                           f"{error}); copy or export the bundle again") from error

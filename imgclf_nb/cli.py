@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Timer
 
 from . import __version__
-from .files import explain_storage
+from .files import check_writable, explain_storage
 from .images import SUFFIXES, ImageError
 from .options import COMMANDS, _PATHS, parse_words
 from .settings import ImgclfError, Settings, SettingsError, nearest_names
@@ -130,6 +130,10 @@ def _run(settings: Settings) -> None:
     import imgclf_nb.data   # here, so that no two threads import one library
     from imgclf_nb.predict import check_precision
     check_precision(settings.precision)   # before minutes go by
+    check_writable(settings.model_dir, settings.results_dir)
+    if settings.unknown_dir:
+        from imgclf_nb.probes import list_unknown
+        list_unknown(settings.unknown_dir)
     with ThreadPoolExecutor(1) as pool:
         network = pool.submit(_load_network, settings.resolve())
         _prepare(settings, unpacked=network.result)

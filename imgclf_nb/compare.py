@@ -68,7 +68,8 @@ def measure_difference(
     wins, losses = int((ahead > 0).sum()), int((ahead < 0).sum())
     p_value = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
     difference, interval = float(table["ahead"].mean()), [0.0, 0.0]
-    if ahead.any() and len(ahead) > 1:
+    if len(ahead) == 1: interval = [-1.0, 1.0]   # one group tells nothing about another
+    elif ahead.any():
         share = lambda ahead, size, axis: ahead.sum(axis) / size.sum(axis)
         found = bootstrap((ahead, size), share, paired=True, vectorized=True, n_resamples=5000,
                           batch=100, method="percentile", rng=np.random.default_rng(seed))
@@ -89,7 +90,8 @@ def say_difference(
     facts = (f"{points:+.2f} points ({low:+.2f} to {high:+.2f}), p = {found['p_value']:.2g}; of "
              f"{found['images']:,} images only {name_a} is right on {found['a_only']:,}, only "
              f"{name_b} on {found['b_only']:,}")
-    if tossed == 0: return f"No difference: both runs are right on the same images; {facts}."
+    if not found["a_only"] + found["b_only"]:
+        return f"No difference: both runs are right on the same images; {facts}."
     if tossed < 6: return f"Can't tell: they differ on too few images; {facts}."
     if found["p_value"] < 0.05 and (low > 0 or high < 0):
         return f"The difference is real: {name_a if points > 0 else name_b} is better; {facts}."
@@ -99,9 +101,13 @@ def say_difference(
 def _read_metrics(run: str | Path) -> dict:
     "metrics.json of a run; raises `CompareError`."
     file = Path(run)/"metrics.json"
-    try: return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CompareError(f"can't read {file} ({error}); run `imgclf evaluate` again") from error
+    try:
+        score = json.loads(file.read_text(encoding="utf-8"))
+        dict(score["model"])["name"], dict(score["model"])["arch"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CompareError(f"can't read {file} ({type(error).__name__}: {error}); run `imgclf "
+                           "evaluate` again") from error
+    return score
 
 def compare_runs(
     run_a: str | Path, # Results folder of one run
@@ -114,7 +120,7 @@ def compare_runs(
                             (b["label"] == b["prediction"]).to_numpy(), groups=a["group"])
     rows = [f"  {'':<20}{'A':>12}{'B':>12}"]
     for name in ("accuracy", "macro_f1", "log_loss", "brier", "ece"):
-        if all(name in score for score in scores):
+        if all(isinstance(score.get(name), float) for score in scores):
             rows.append(f"  {name:<20}" + "".join(f"{score[name]:>12.4f}" for score in scores))
     names = [f"  {letter}  {run}: {score['model']['name']}, {score['model']['arch']}"
              for letter, run, score in zip("AB", (run_a, run_b), scores)]

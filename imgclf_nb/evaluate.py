@@ -15,19 +15,20 @@ import pandas as pd
 from PIL import Image
 from scipy.special import softmax
 
-from .bundle import update_card
+from .bundle import BundleError, read_bundle, update_card
 from .calibrate import find_logits
 from .data import find_data, fingerprint_data, read_manifest
-from .files import StorageError, write_atomic
+from .files import StorageError, check_writable, write_atomic
 from .images import load_pixels
 from .metrics import bin_confidences, compute_metrics, measure_ece
 from .plots import (plot_confusion, plot_coverage, plot_f1, plot_reliability,
                              rank_confusions)
 from .predict import Predictor
-from .probes import plot_robustness
+from .probes import list_unknown, plot_robustness
 from .slices import plot_slices
 from .report import write_report, write_table
 from .scoring import check_fit, predict_test, score_probes
+from .sources import check_origin
 from .settings import Settings
 
 # %% ../nbs/08c_evaluate.ipynb #a8914944
@@ -225,8 +226,12 @@ def _write_score(metrics: dict) -> str:
 def _update_card(predictor: Predictor, metrics: dict, bundle: Path) -> None:
     "Put the score into the bundle's model card, and the bundle's new checksum into `metrics`."
     if predictor.info.data.get("fingerprint") != metrics["dataset"]["fingerprint"]: return
-    try: metrics["model"]["sha256"] = update_card(bundle, _write_score(metrics)).sha256
-    except (StorageError, OSError) as error:
+    try:
+        if read_bundle(bundle).sha256 != predictor.sha256:
+            raise BundleError(f"{bundle} was replaced meanwhile, and this is the score of the one "
+                              "before; run imgclf evaluate again")
+        metrics["model"]["sha256"] = update_card(bundle, _write_score(metrics)).sha256
+    except (BundleError, StorageError, OSError) as error:
         print(f"the model card stays as it is: {error}", file=sys.stderr)
 
 # %% ../nbs/08c_evaluate.ipynb #12e92ffc
@@ -251,10 +256,13 @@ def evaluate(
 ) -> dict:              # What metrics.json holds
     "Score the bundle on the test split; writes the score, the answers, a report and the card."
     times, folder = [time.perf_counter()], find_data(settings)
+    if "source" in settings.model_fields_set: check_origin(folder, settings.source)
     manifest = read_manifest(folder)
     predictor = Predictor(settings.model_dir/"bundle", precision=settings.precision,
                           workers=settings.workers, max_megapixels=settings.max_megapixels)
     check_fit(predictor.info, manifest, folder.name)
+    if settings.unknown_dir: list_unknown(settings.unknown_dir)
+    check_writable(settings.results_dir)   # before minutes go by
     test = manifest[manifest["split"] == "test"].reset_index(drop=True)
     times.append(time.perf_counter())
     probabilities, answers = predict_test(predictor, list(test["path"]))

@@ -36,6 +36,13 @@ def measure_ece(
     return float(np.average(gaps, weights=table["images"]))
 
 # %% ../nbs/08_metrics.ipynb #99186544
+def _draw_calibrated(probabilities: np.ndarray, bin_of: np.ndarray, random) -> np.ndarray:
+    "The ECE of a thousand draws in which each answer is right as often as it says."
+    confidence, bins = probabilities.max(1), np.eye(15)[bin_of - 1]
+    return np.concatenate([
+        np.abs((confidence - (random.random((50, len(confidence))) < confidence)) @ bins).sum(1)
+        for _ in range(20)]) / len(confidence)
+
 def _bootstrap_ece(truth: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, seed: int
                    ) -> list[float]:
     "Lower and upper end of the 95 % interval of the ECE, drawing whole groups."
@@ -49,8 +56,10 @@ def _bootstrap_ece(truth: np.ndarray, probabilities: np.ndarray, groups: np.ndar
         np.abs(times @ gaps).sum(1) / (times @ sizes) for times in
         (random.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), 100)
          for _ in range(10))])
-    low, high = 2 * measure_ece(truth, probabilities) - np.quantile(draws, [0.975, 0.025])
-    return [float(max(low, 0)), float(max(high, 0))]
+    measured = measure_ece(truth, probabilities)
+    low, high = 2 * measured - np.quantile(draws, [0.975, 0.025])
+    if measured <= np.quantile(_draw_calibrated(probabilities, bin_of, random), 0.975): low = 0
+    return [float(np.clip(low, 0, measured)), float(max(high, measured))]
 
 # %% ../nbs/08_metrics.ipynb #382a8870
 def _wilson(right: float, n: float) -> list[float]:

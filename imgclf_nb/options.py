@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'parse_words']
 
 # %% ../nbs/10_options.ipynb #68da29f7
-import argparse
+import argparse, re
 
 from pydantic import Field, create_model
 from pydantic_settings import CliApp, CliPositionalArg, CliSettingsSource
@@ -35,7 +35,7 @@ _PATHS = {"predict": "Files or folders", "compare": "Two results folders",
           "reproduce": "A results folder and, if you like, the new folder"}
 _RUN = list(dict.fromkeys([*_PREPARE, *_TRAIN, *_EVALUATE]))
 COMMANDS = {  # name -> what it does, and the settings that are its options
-    "prepare": ("Find, verify, de-duplicate and split pictures; "
+    "prepare": ("Find and verify pictures, group copies, split; "
                 "leaves data/<name>/manifest.csv and report.html.", _PREPARE),
     "train": ("Train on a prepared data set in two phases; "
               "leaves model/bundle and results/history.csv.", _TRAIN),
@@ -55,8 +55,8 @@ COMMANDS = {  # name -> what it does, and the settings that are its options
 class _Help(argparse.HelpFormatter):
     "Help without the defaults that say nothing."
     def _format_action(self, action):
-        for empty in (" (default: None)", " (default: [])"):
-            if action.help: action.help = action.help.replace(empty, "")
+        empty = r" \(default: (None|\[\])\)| \(default factory: [^)]*\)"
+        if action.help: action.help = re.sub(empty, "", action.help)
         return super()._format_action(action)
 
 # %% ../nbs/10_options.ipynb #07f81c43
@@ -67,8 +67,8 @@ def _limits(field) -> str:
     low, high = rules.get("ge", rules.get("gt")), rules.get("le", rules.get("lt"))
     if low is None: return ""
     least = f"{'over ' if 'gt' in rules else ''}{low}"
-    most = f"to {'under ' if 'lt' in rules else ''}{high}" if high is not None else "or more"
-    return f" [{least} {most}]"
+    if high is None: return f" [{least}]" if "gt" in rules else f" [{least} or more]"
+    return f" [{least} to {'under ' if 'lt' in rules else ''}{high}]"
 
 # %% ../nbs/10_options.ipynb #4521d067
 def _make_parser(command: str) -> type:

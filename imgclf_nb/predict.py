@@ -190,9 +190,14 @@ def list_pictures(
     folder: str | Path, # Folder, with subfolders
 ) -> list[Path]:        # Files with one of `SUFFIXES`, sorted; hidden ones are left out
     "List the pictures below a folder, without opening them."
-    folder = Path(folder)
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES
-                  and not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        here, up = Path(place), Path(place).parent.resolve()
+        loops = here != Path(folder) and up.is_relative_to(here.resolve())   # a link back up
+        folders[:] = [] if loops else [name for name in folders if not name.startswith(".")]
+        found += [here/name for name in names if not loops and not name.startswith(".")
+                  and os.path.splitext(name)[1].lower() in SUFFIXES]
+    return sorted(found)
 
 # %% ../nbs/07_predict.ipynb #736917dc
 @dataclass(frozen=True)

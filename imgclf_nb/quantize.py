@@ -219,4 +219,4 @@ def say_gain(
             f"{gain['bytes'] / 1e6:.1f} MB instead of {gain['float_bytes'] / 1e6:.1f}; "
             f"{gain['accuracy']:.2%} of the validation images right instead of "
             f"{gain['float_accuracy']:.2%}, {gain['same_top1']:.2%} of the answers the same"
-            + ("" if ratio > 1.1 else ". It is as fast: `imgclf export` puts the float one back"))
+            + ("" if ratio > 1.1 else ". It is no faster: `imgclf export` puts the float one back"))

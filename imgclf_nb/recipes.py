@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .backbones import load_backbone
 from .data import find_data, fingerprint_data, read_manifest
 from .fast import FastRun, fit_fast
-from .files import hash_file, write_atomic
+from .files import check_writable, hash_file, write_atomic
 from .loaders import cache_pixels, make_loaders
 from .settings import Settings
 from .sources import check_origin
@@ -84,6 +84,7 @@ def train_model(
     "Train on a prepared data set; writes weights, history and curves."
     settings = settings.resolve()
     arch, size_px, results = settings.arch, settings.image_size_px, settings.results_dir
+    check_writable(settings.model_dir, results)   # before minutes go by
     backbone = load_backbone(arch, weights=settings.weights, size_px=size_px)
     data = find_data(settings)
     check_origin(data, settings.source)

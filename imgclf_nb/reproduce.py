@@ -80,6 +80,15 @@ def _dump_settings(settings: Settings) -> dict:
     return dict(sorted(values.items()))
 
 # %% ../nbs/08e_reproduce.ipynb #a0579c98
+def _is_record(record) -> bool:
+    "Whether all that is read of it later is there."
+    kinds = dict(steps=list, settings=dict, network=str, versions=dict, hardware=dict, data=dict)
+    parts = record.get("parts") if isinstance(record, dict) and record.get("schema") == 1 else None
+    return bool(parts) and isinstance(parts, list) and all(
+        isinstance(part, dict) and "git" in part
+        and all(isinstance(part.get(name), kind) for name, kind in kinds.items())
+        for part in parts)
+
 def _read_record(run: str | Path) -> dict:
     "The content of run.json; raises `ReproduceError`."
     file = Path(run)/"run.json"
@@ -89,7 +98,7 @@ def _read_record(run: str | Path) -> dict:
                              "`imgclf train`, `run` or `evaluate`") from None
     except (OSError, ValueError) as error:
         raise ReproduceError(f"can't read {file} ({error}): copy it again") from error
-    if not isinstance(record, dict) or record.get("schema") != 1 or not record.get("parts"):
+    if not _is_record(record):
         raise ReproduceError(f"{file} is no record that this program reads (schema 1): "
                              "upgrade imgclf_nb, or run `imgclf evaluate` again")
     return record
@@ -149,9 +158,10 @@ def _compare_answers(old: Path, new: Path) -> str:
 
 def _read_scores(run: Path) -> dict:
     "metrics.json without what names the machine and the time; empty if there is none."
-    try: scores = json.loads((run/"metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError): return {}
-    model = {k: v for k, v in scores.pop("model").items() if k not in ("sha256", "network")}
+    try:
+        scores = json.loads((run/"metrics.json").read_text(encoding="utf-8"))
+        model = {k: v for k, v in scores.pop("model").items() if k not in ("sha256", "network")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError): return {}
     for name in ("seconds", "versions"): scores.pop(name, None)
     return {**scores, "model": model}
 

@@ -118,7 +118,7 @@ class _TrainSettings(_DataSettings):
         "How to train: fast (frozen stages run once, the head is solved, the top stages follow "
         "unless the head is 99 % right) or fastai (every picture through the whole network in "
         "every epoch, as fine_tune does); fast, but fastai for digits, which are no photographs")
-    views: int = Field(4, ge=1, le=64, description=
+    views: int = Field(2, ge=1, le=64, description=
         "Views of each training picture that the fast recipe keeps, the plain one included")
     batch_size: int = Field(32, ge=2, le=1024, description="Images per training step")
     head_epochs: int | None = Field(None, ge=1, le=1000, description=
@@ -166,7 +166,7 @@ class _PredictSettings(_TrainSettings):
         "Score a hundred test images blurred, grainy, compressed and rotated too")
     top_k: int = Field(5, ge=1, le=1000, description="How many classes to list for each picture")
     format: Literal["table", "csv", "json"] = Field("table", description=
-        "How predictions are printed")
+        "How predictions are printed: table, csv or json")
 
 # %% ../nbs/00_settings.ipynb #cfbccf11
 class Settings(_PredictSettings):
@@ -193,7 +193,8 @@ class Settings(_PredictSettings):
         "Server processes; with more than one there is the API only, no page")
     trusted_proxies: str = Field("", description=
         "Addresses of proxies whose X-Forwarded-For is believed, separated by commas")
-    log_format: Literal["text", "json"] = Field("text", description="How requests are logged")
+    log_format: Literal["text", "json"] = Field("text", description=
+        "How requests are logged: text or json")
     page: bool = Field(True, description="Serve the web page too, not only the API")
     mcp: bool = Field(False, description="Offer the model as an MCP tool at /mcp")
     feedback_dir: Path | None = Field(None, description=
@@ -219,7 +220,11 @@ def check_environment(
 ) -> None:
     "Raise `SettingsError` for a variable that begins with `IMGCLF_` and is no setting."
     known = [f"IMGCLF_{name.upper()}" for name in Settings.model_fields]
-    for variable in sorted([*os.environ, *dotenv_values(".env")] if names is None else names):
+    try: written = [] if names else dotenv_values(".env")
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"can't read {Path('.env').resolve()} ({error}): save it as UTF-8, "
+                            "readable for you, or start in another folder") from None
+    for variable in sorted([*os.environ, *written] if names is None else names):
         if variable.upper().startswith("IMGCLF_") and variable.upper() not in known:
             near = nearest_names(variable.upper(), known)
             raise SettingsError(f"unknown variable {variable}{near}; "
@@ -232,6 +237,11 @@ def _refuse_unused(settings: Settings, recipe: str) -> None:
     if settings.find_lr:
         raise SettingsError("find-lr: the fast recipe solves its head, which has no learning rate; "
                             "leave it out, or take --recipe fastai")
+    usual = {**_PHOTOGRAPHS, **_BY_SOURCE.get(settings.source, {})}["head_epochs"]
+    if settings.head_epochs not in (None, usual) or (
+            settings.head_lr != Settings.model_fields["head_lr"].default):
+        raise SettingsError("head-epochs, head-lr: the fast recipe solves its head, which takes no "
+                            "epochs and no learning rate; leave them out, or take --recipe fastai")
     if settings.balance == "sampler":
         raise SettingsError("balance=sampler: the fast recipe draws every picture equally often; "
                             "take --balance weights, or --recipe fastai")

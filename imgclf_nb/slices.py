@@ -6,7 +6,7 @@
 __all__ = ['measure_brightness', 'find_slices', 'plot_slices']
 
 # %% ../nbs/07c_slices.ipynb #5c54e21e
-import os
+import os, unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,11 +33,13 @@ def measure_brightness(
 def _find_sources(test: pd.DataFrame, most: int = 20) -> pd.Series:
     "The source of each picture, or an empty series unless there are 2 to `most` of them."
     def strip(path, label):
-        parts = [part for part in Path(path).parent.parts
-                 if part not in (label, "train", "val", "test")]
+        parts = [part for part in Path(os.path.abspath(path)).parent.parts
+                 if unicodedata.normalize("NFC", part) not in (label, "train", "val", "test")]
         return str(Path(*parts)) if parts else "."
     sources = pd.Series([*map(strip, test["path"], test["label"])], index=test.index, dtype=str)
-    if not 2 <= sources.nunique() <= most: return sources[:0]
+    pairs = len(set(zip(sources, test["label"])))   # as many as sources: they are the classes again
+    if not 2 <= sources.nunique() <= most or pairs == sources.nunique() == test["label"].nunique():
+        return sources[:0]
     top = os.path.commonpath(list(sources))
     return sources.map(lambda source: os.path.relpath(source, top))
 
@@ -71,7 +73,7 @@ def plot_slices(
         ax.plot(part["accuracy_ci95"], [row, row], color="tab:blue", alpha=0.45, lw=4)
     ax.plot(shares, range(len(slices)), "o", color="tab:blue")
     ax.axvline(overall, ls="--", lw=1, color="grey")
-    names = [f"{name} ({part['images']:,})" for name, part in slices.items()]
+    names = [f"{name if len(name) <= 40 else '…' + name[-39:]} ({part['images']:,})" for name, part in slices.items()]
     ax.set_yticks(range(len(slices)), names, fontsize=8, parse_math=False)
     ax.set(xlabel="accuracy, with its 95 % interval", ylim=(len(slices) - 0.5, -0.5))
     ax.xaxis.set_major_formatter("{x:.0%}")

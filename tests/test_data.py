@@ -14,6 +14,7 @@ import threading
 import time
 import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -437,6 +438,27 @@ def test_an_interrupt_between_two_renames_loses_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), replace_folder(folder) as partial:
         (partial / "new").touch()
     assert listing(tmp_path) == ["model", "model/old"]
+
+
+def test_a_link_goes_on_pointing_at_the_folder_that_is_replaced(tmp_path):
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "bundle").symlink_to("v1")
+    for name in ("first", "second"):
+        with replace_folder(tmp_path / "bundle") as partial:
+            (partial / name).touch()
+    assert listing(tmp_path) == ["bundle", "v1", "v1/second"] and (tmp_path / "bundle" / "second").exists()
+
+
+def test_two_who_replace_a_folder_wait_for_each_other(tmp_path):
+    def fill(letter):
+        with replace_folder(tmp_path / "model") as partial:
+            for number in range(20):
+                (partial / f"{letter}{number}").touch()
+                time.sleep(0.002)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(fill, "abcdef"))
+    names = os.listdir(tmp_path / "model")
+    assert len(names) == 20 and len({name[0] for name in names}) == 1 and os.listdir(tmp_path) == ["model"]
 
 
 def test_a_failure_leaves_an_earlier_data_set_alone(tmp_path, prepare, refuse):

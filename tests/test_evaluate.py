@@ -256,3 +256,35 @@ def test_the_card_carries_the_score(example):
 def test_the_card_of_a_model_from_other_data_stays(example):
     before = read_bundle(example.model_dir / "bundle").sha256
     assert evaluate(example)["model"]["sha256"] == before == read_bundle(example.model_dir / "bundle").sha256
+
+
+def test_another_source_of_the_same_name_is_not_scored(example, imgclf, tmp_path):
+    """`b/pictures` has the name of what was prepared, and was never looked at."""
+    (tmp_path / "b" / "pictures" / "red").mkdir(parents=True)
+    before = listing(tmp_path)
+    ran = imgclf("evaluate", "b/pictures")
+    assert (ran.returncode, ran.stdout) == (2, "") and "was prepared from" in ran.stderr and ran.stderr.count("\n") == 1
+    assert listing(tmp_path) == before
+    assert imgclf("evaluate", "--name", "pictures", "--no-robustness").returncode == 0   # who names it means it
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_bundle_that_is_replaced_meanwhile_gets_no_score(example, monkeypatch, capsys, gone):
+    """A training ends while the test images are asked about: its model is not the one that was scored."""
+    import imgclf_nb.evaluate as module
+    train(example)
+    bundle, probe = read_bundle(example.model_dir / "bundle"), module.score_probes
+    def replace(*args, **options):
+        found = probe(*args, **options)
+        if gone:
+            bundle.path.rename(example.model_dir / "elsewhere")
+        else:
+            write_bundle(bundle.path, bundle.info.model_copy(update={"temperature": 1.5}),
+                         model_file=example.model_dir / "model.onnx")
+        return found
+    monkeypatch.setattr(module, "score_probes", replace)
+    metrics = evaluate(example)
+    assert metrics["model"]["sha256"] == bundle.sha256 and read_strictly(example)["accuracy"] == metrics["accuracy"]
+    assert "the model card stays as it is" in capsys.readouterr().err
+    if not gone:
+        assert "## Score" not in (bundle.path / "README.md").read_text(encoding="utf-8")

@@ -142,7 +142,7 @@ def test_no_room_means_a_longer_training_not_fewer_pictures(tmp_path, shapes):
     """3.6 kB for the activations of a view: there is room for two views of each picture, or for none."""
     run(tmp_path, "prepare", shapes, "--image-size-px", "64")
     for room, said in ((0.0005, "room for 2 of 4 views"), (0.0001, "room for 0 of 4 views")):
-        done = run(tmp_path, "train", shapes, *OPTIONS, "--fine-tune-epochs", "1", "--cache-gb", room)
+        done = run(tmp_path, "train", shapes, *OPTIONS, "--views", "4", "--fine-tune-epochs", "1", "--cache-gb", room)
         assert said in done.stderr
         assert read_history(tmp_path).phase.tolist() == ["head", "fine-tune"]
 

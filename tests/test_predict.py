@@ -15,7 +15,7 @@ from imgclf_nb.bundle import BundleError, write_bundle
 from imgclf_nb.cli import main
 from imgclf_nb.example import draw_example, write_example_bundle
 from imgclf_nb.images import ImageError, load_pixels
-from imgclf_nb.predict import PredictError, Predictor
+from imgclf_nb.predict import PredictError, Predictor, list_pictures
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +100,17 @@ def test_no_permission(predictor, tmp_path, files):
     locked.chmod(0)
     with pytest.raises(ImageError, match="no permission"):
         predictor.predict(locked)
+
+
+def test_linked_folders_are_looked_into_once(tmp_path):
+    """As `prepare` does; folders are no pictures, whatever they are called."""
+    for name in ("photos/dir.jpg/a.jpg", "elsewhere/b.jpg", "elsewhere/.hidden/c.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "photos" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "up").symlink_to(tmp_path / "photos")
+    assert [path.relative_to(tmp_path).as_posix() for path in list_pictures(tmp_path / "photos")] == [
+        "photos/dir.jpg/a.jpg", "photos/link/b.jpg"]
 
 
 def test_thousands_are_never_held_at_once(bundle):

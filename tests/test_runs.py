@@ -73,6 +73,25 @@ def test_what_can_not_be_compared_is_one_line(imgclf, tmp_path, words, said):
     assert (ran.returncode, ran.stdout) == (2, "") and said in ran.stderr and ran.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"model": 3}'])
+def test_records_of_another_shape_are_one_line(imgclf, tmp_path, text):
+    for name in "ab":
+        write_run(tmp_path / name, np.ones(20, bool))
+    (tmp_path / "b" / "metrics.json").write_text(text)
+    (tmp_path / "b" / "run.json").write_text(text)
+    for words in (["compare", "a", "b"], ["reproduce", "b"]):
+        ran = imgclf(*words)
+        assert (ran.returncode, ran.stdout) == (2, "") and "evaluate" in ran.stderr and ran.stderr.count("\n") == 1
+
+
+def test_differences_that_cancel_out_are_differences(tmp_path):
+    n = np.arange(40)
+    said, found = compare_runs(write_run(tmp_path / "a", n != 0, n // 2), write_run(tmp_path / "b", n != 1, n // 2))
+    assert (found["a_only"], found["b_only"]) == (1, 1) and said.splitlines()[-1].startswith("Can't tell")
+    said, found = compare_runs(write_run(tmp_path / "c", n >= 0, n * 0), write_run(tmp_path / "d", n < 0, n * 0))
+    assert found["difference_ci95"] == [-1, 1] and said.splitlines()[-1].startswith("Can't tell")
+
+
 def test_an_evaluation_is_recorded_and_repeated(imgclf, scored, tmp_path):
     places = ["--data-dir", scored.data_dir, "--model-dir", scored.model_dir, "--no-robustness"]
     ran = imgclf("evaluate", scored.source, *places)

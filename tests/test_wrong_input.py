@@ -190,3 +190,13 @@ def test_ctrl_c_in_a_callback_is_heard(tmp_path):
     result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (130, "imgclf: stopped\n")
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("words, said", [(["--results-dir", "notes.txt"], "a file has the name of a folder"),
+                                         (["--model-dir", "notes.txt/model"], "a file has the name of a folder"),
+                                         (["--unknown-dir", "nowhere"], "no such folder")])
+def test_what_would_fail_in_the_end_fails_at_once(imgclf, tmp_path, words, said):
+    (tmp_path / "notes.txt").write_text("mine")
+    ran = imgclf("run", "digits", *words)
+    assert ran.returncode == 2 and said in ran.stderr and ran.stderr.count("\n") == 1
+    assert not (tmp_path / "data").exists() and (tmp_path / "notes.txt").read_text() == "mine"
