@@ -15,8 +15,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from serving import describe_machine
-
 HERE = Path(__file__).resolve().parent
 
 PEER = """
@@ -99,6 +97,7 @@ def main():
             for name, command in commands.items():
                 runs[name].append(measure(command))
     medians = {name: [statistics.median(column) for column in zip(*results)] for name, results in runs.items()}
+    from serving import describe_machine   # which imports from here
     base = medians["torch fp32, Pillow, batch 32"][0]
     lines = [f"{len(files)} photographs, EfficientNet-Lite0 at 224 px, {os.cpu_count()} cores, start-up included; median of "
              f"{options.runs} runs. {describe_machine()}. Made by `python benchmarks/predict.py`.", "",

@@ -110,7 +110,11 @@ def _share_keys(keys: np.ndarray, owners: np.ndarray, count: int, least: int) ->
         same = (keys[shift:] == keys[:-shift]) & (owners[shift:] != owners[:-shift])
         one, other = owners[:-shift][same], owners[shift:][same]
         pairs.append(np.minimum(one, other) * count + np.maximum(one, other))
-    pairs, shared = np.unique(np.concatenate(pairs), return_counts=True)
+    pairs = np.concatenate(pairs)   # may be hundreds of millions of bytes, so no copies
+    pairs.sort()
+    if least > 1: pairs = pairs[1:][pairs[1:] == pairs[:-1]]   # without the first of each
+    pairs, shared = np.unique(pairs, return_counts=True)
+    shared += least > 1
     return pairs[shared >= least], shared[shared >= least]
 
 # %% ../nbs/01d_twins.ipynb #b47a2e12
