@@ -100,7 +100,7 @@ def _put_back(old: Path, path: Path) -> None:
 
 @contextmanager
 def replace_folder(
-    path: str | Path, # The folder that shall appear; what a link points to is replaced, not the link
+    path: str | Path, # The folder that shall appear; of a link, what it points to is replaced
 ):                    # Gives an empty folder to fill: renamed to `path` on success, else removed
     "Fill a folder so that it appears whole or not at all; raises `StorageError` on a full disk."
     path = Path(os.path.realpath(path))

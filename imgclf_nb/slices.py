@@ -73,7 +73,8 @@ def plot_slices(
         ax.plot(part["accuracy_ci95"], [row, row], color="tab:blue", alpha=0.45, lw=4)
     ax.plot(shares, range(len(slices)), "o", color="tab:blue")
     ax.axvline(overall, ls="--", lw=1, color="grey")
-    names = [f"{name if len(name) <= 40 else '…' + name[-39:]} ({part['images']:,})" for name, part in slices.items()]
+    names = [f"{name if len(name) <= 40 else '…' + name[-39:]} ({part['images']:,})"
+             for name, part in slices.items()]
     ax.set_yticks(range(len(slices)), names, fontsize=8, parse_math=False)
     ax.set(xlabel="accuracy, with its 95 % interval", ylim=(len(slices) - 0.5, -0.5))
     ax.xaxis.set_major_formatter("{x:.0%}")
