@@ -67,6 +67,7 @@ def _claim(partial: Path, make):
     finally:
         if fcntl: os.close(place)
 
+# %% ../nbs/00a_files.ipynb #5d0c6b16
 @contextmanager
 def write_atomic(
     path: str | Path, # Where the file shall appear; missing folders are made
@@ -98,6 +99,7 @@ def _put_back(old: Path, path: Path) -> None:
     if old.exists() and not path.exists(): old.replace(path)
     _remove(old)
 
+# %% ../nbs/00a_files.ipynb #5d0c6b17
 @contextmanager
 def replace_folder(
     path: str | Path, # The folder that shall appear; of a link, what it points to is replaced
@@ -120,7 +122,6 @@ def replace_folder(
             raise
         finally:
             _put_back(old, path)
-
 
 # %% ../nbs/00a_files.ipynb #5d0c6b14
 def check_writable(
