@@ -3,6 +3,7 @@
 #   docker build -t imgclf .
 #   docker run --rm -p 8000:8000 --read-only --tmpfs /tmp -v "$PWD/model":/work/model:ro imgclf
 #   docker build -t imgclf-train --target train .
+#   mkdir -p data model results      # else Docker makes them, for root, and user 1000 can't write
 #   docker run --rm -v "$PWD/data":/work/data -v "$PWD/model":/work/model -v "$PWD/results":/work/results imgclf-train
 #
 # Behind a mirror: --build-arg BASE_IMAGE=..., PIP_INDEX_URL=..., PIP_EXTRA_INDEX_URL=..., PIP_TRUSTED_HOST=...

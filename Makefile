@@ -20,7 +20,7 @@ lab: $(READY)
 
 install: $(READY)
 $(READY): settings.ini setup.py pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
 	touch $(READY)
 

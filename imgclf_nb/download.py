@@ -25,7 +25,9 @@ def _ask(client, url: str, headers: dict, timeout_s: float):
         except Exception as error: answers.put(error)
     threading.Thread(target=send, daemon=True).start()
     try: answer = answers.get(timeout=timeout_s)
-    except queue.Empty: raise httpx.ConnectTimeout(f"no answer within {timeout_s:g} s") from None
+    except queue.Empty: answer = httpx.ReadTimeout("")
+    if isinstance(answer, httpx.TimeoutException):   # of one connection, or of all of them
+        raise httpx.ConnectTimeout(f"no answer within {timeout_s:g} s") from None
     if isinstance(answer, Exception): raise answer
     return answer
 
@@ -38,7 +40,7 @@ def _fetch_rest(client, url: str, part: Path, timeout_s: float):
         if answer.status_code == 416: return   # nothing is missing; the checksum decides
         if answer.is_error: raise DataError(f"status {answer.status_code}")
         if answer.status_code != 206: done = 0
-        total = done + int(answer.headers.get("Content-Length", 0))
+        total = int(answer.headers.get("Content-Length", 0))   # of the rest
         with open(part, "ab" if done else "wb") as file:
             name, is_html = url.rsplit("/", 1)[1], "html" in answer.headers.get("Content-Type", "")
             for chunk in track(answer.iter_raw(2**20), f"{name}, MB", total=total // 2**20 or None):

@@ -47,7 +47,7 @@ def find_top_losses(
     most: int = 10,            # How many pictures at the most
 ) -> list:                     # (Pillow picture, caption), the greatest loss first
     "Show the test images whose true class got the least probability."
-    truth = [labels.index(label) for label in test["label"]]
+    truth = pd.Index(labels).get_indexer(test["label"])
     order = np.argsort(probabilities[np.arange(len(test)), truth], kind="stable")
     return [_caption(test, probabilities, row, labels) for row in order[:most]]
 
@@ -178,7 +178,7 @@ def _list_sections(metrics: dict, test: pd.DataFrame, probabilities: np.ndarray,
                    answers: pd.DataFrame, matrix) -> list:
     "The sections of the report; `matrix` is the plot of the confusion matrix."
     labels, answered = metrics["labels"], metrics["answered"]
-    truth = np.array([labels.index(label) for label in test["label"]])
+    truth = pd.Index(labels).get_indexer(test["label"])
     facts = {**metrics["dataset"], **metrics["model"], **metrics["versions"]}
     facts = pd.Series(facts, name="").astype(str).to_frame()
     curve = plot_coverage(probabilities.max(1), probabilities.argmax(1) == truth,
@@ -269,7 +269,7 @@ def evaluate(
     times.append(time.perf_counter())
     probed = score_probes(predictor, test, answers, settings=settings)
     times.append(time.perf_counter())
-    truth = np.array([predictor.labels.index(label) for label in test["label"]])
+    truth = pd.Index(predictor.labels).get_indexer(test["label"])
     scores = compute_metrics(truth, probabilities, labels=predictor.labels,
                              groups=test["group"].to_numpy(), seed=settings.seed)
     plain = softmax(find_logits(probabilities, predictor.info.temperature), axis=1)

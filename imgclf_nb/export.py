@@ -95,21 +95,22 @@ def _prove(
     served: ServedModel, # The network
     images: tuple,       # Pixels of the data set, and the rows of the N validation images
     precision: str,      # As asked for: `auto`, `f32` or `bf16`
-) -> tuple[str, dict, dict]:
-    "The precision in which the bundle agrees with the network, how well it does, and its answers."
+) -> tuple[Predictor, str, dict, dict]:
+    "A predictor that agrees with the network, its precision, how well it does, and its answers."
     def answer(predictor): return _answer_served(predictor, *images)
-    (pixels, rows), exact = images, answer(Predictor(trial.path, precision="f32"))
+    (pixels, rows), slow = images, Predictor(trial.path, precision="f32")
+    exact = answer(slow)
     some = np.unique(np.linspace(0, len(rows) - 1, _SAMPLE).astype(int))
     agreement = compare_answers(_answer(served, pixels, rows[some]), exact["probabilities"][some])
     quick = Predictor(trial.path, precision=precision)
-    if quick.precision == "f32": return "f32", agreement, exact   # this machine proves no other
+    if quick.precision == "f32": return slow, "f32", agreement, exact   # nothing else to prove
     theirs = answer(quick)
     both = (outputs["probabilities"] for outputs in (exact, theirs))
-    try: return "auto", compare_answers(*both), theirs
+    try: return quick, "auto", compare_answers(*both), theirs
     except BundleError:
         print("bfloat16 changes too many answers of this model: the bundle will be served in "
               "float32", file=sys.stderr)
-    return "f32", agreement, exact
+    return slow, "f32", agreement, exact
 
 # %% ../nbs/07a_export.ipynb #0dedcdef
 def _draw_rows(manifest: pd.DataFrame, seed: int, most: int = 2000) -> np.ndarray:
@@ -158,8 +159,8 @@ def export_bundle(
         temporary = Path(temporary)
         file = write_onnx(served, temporary/"model.onnx", size_px=settings.image_size_px)
         trial = write_bundle(temporary/"bundle", info, model_file=file)
-        precision, metrics, theirs = _prove(trial, served, (pixels, rows), settings.precision)
-        predictor = Predictor(trial.path, precision=precision)
+        predictor, precision, metrics, theirs = _prove(trial, served, (pixels, rows),
+                                                       settings.precision)
         fitted, reference = _calibrate(predictor, theirs, (pixels, manifest), seed=settings.seed,
                                        features=features)
         write_temperature(file, fitted["temperature"])

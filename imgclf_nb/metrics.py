@@ -36,11 +36,12 @@ def measure_ece(
     return float(np.average(gaps, weights=table["images"]))
 
 # %% ../nbs/08_metrics.ipynb #99186544
-def _draw_calibrated(probabilities: np.ndarray, bin_of: np.ndarray, random) -> np.ndarray:
-    "The ECE of a thousand draws in which each answer is right as often as it says."
-    confidence, bins = probabilities.max(1), np.eye(15)[bin_of - 1]
+def _draw_calibrated(probabilities: np.ndarray, bin_of: np.ndarray, number: np.ndarray, random
+                     ) -> np.ndarray:
+    "The ECE of a thousand draws in which each answer is right as often as it says, a group as one."
+    confidence, bins, n_groups = probabilities.max(1), np.eye(15)[bin_of - 1], number.max() + 1
     return np.concatenate([
-        np.abs((confidence - (random.random((50, len(confidence))) < confidence)) @ bins).sum(1)
+        np.abs((confidence - (random.random((50, n_groups))[:, number] < confidence)) @ bins).sum(1)
         for _ in range(20)]) / len(confidence)
 
 def _bootstrap_ece(truth: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, seed: int
@@ -58,7 +59,8 @@ def _bootstrap_ece(truth: np.ndarray, probabilities: np.ndarray, groups: np.ndar
          for _ in range(10))])
     measured = measure_ece(truth, probabilities)
     low, high = 2 * measured - np.quantile(draws, [0.975, 0.025])
-    if measured <= np.quantile(_draw_calibrated(probabilities, bin_of, random), 0.975): low = 0
+    chance = _draw_calibrated(probabilities, bin_of, number, random)
+    if measured <= np.quantile(chance, 0.975): low = 0
     return [float(np.clip(low, 0, measured)), float(max(high, measured))]
 
 # %% ../nbs/08_metrics.ipynb #382a8870

@@ -101,7 +101,7 @@ def parse_words(
         given = CliApp.run(parser, cli_args=list(words), cli_settings_source=source)
     except ParserError as error:
         reason, near = str(error).removeprefix("error parsing CLI: "), ""
-        options = [f"--{name.replace('_', '-')}" for name in parser.model_fields]
+        options = [f"--{name.replace('_', '-')}" for name in COMMANDS[command][1]]
         names = [word.split("=")[0] for word in words if word.startswith("--")]
         wrong = next((name for name in names if name in reason), None)
         if wrong: near = nearest_names(wrong, options)

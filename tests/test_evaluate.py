@@ -15,6 +15,7 @@ from imgclf_nb.evaluate import evaluate, find_top_losses, summarize_metrics
 from imgclf_nb.example import _NETWORK, LABELS, draw_example, write_example_bundle
 from imgclf_nb.metrics import estimate_interval
 from imgclf_nb.predict import Predictor
+from imgclf_nb.probes import measure_robustness
 from imgclf_nb.scoring import EvaluationError
 from imgclf_nb.settings import Settings
 
@@ -288,3 +289,14 @@ def test_a_bundle_that_is_replaced_meanwhile_gets_no_score(example, monkeypatch,
     assert "the model card stays as it is" in capsys.readouterr().err
     if not gone:
         assert "## Score" not in (bundle.path / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_is_asked_about_is_worse(example):
+    """Each picture comes as it is and changed in twelve ways, of which the strongest of a kind differ from it and each other."""
+    predictor, seen = Predictor(example.model_dir / "bundle"), []
+    ask = predictor.predict_many
+    predictor.predict_many = lambda pictures, **options: ask((seen.append(p) or p for p in pictures), **options)
+    measure_robustness(predictor, read_manifest(example.data_dir / "pictures").head(9))
+    assert len(seen) == 9 * 13
+    for n in range(0, len(seen), 13):
+        assert len({picture.tobytes() for picture in seen[n:n + 13:3]}) == 5

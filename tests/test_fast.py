@@ -60,7 +60,7 @@ def test_it_leaves_what_the_other_recipe_leaves(tmp_path, shapes):
     assert not list((tmp_path / "data").rglob("*-activations.npy")), "what only an interrupted training needs is left behind"
 
 
-def test_the_weights_it_writes_are_those_it_serves(tmp_path, shapes):
+def test_the_weights_keep_the_librarys_names_and_load_again(tmp_path, shapes):
     """Without the exchange of layers for the training: plain convolutions in the library's own names."""
     run(tmp_path, "run", shapes, *OPTIONS, "--fine-tune-epochs", "1", "--fine-tune-stages", "2")
     state = torch.load(tmp_path / "model" / "efficientnet_lite0_finetuned.pth", weights_only=True)

@@ -8,7 +8,7 @@ import pytest
 from imgclf_nb.compare import compare_runs
 from imgclf_nb.data import prepare_data
 from imgclf_nb.evaluate import evaluate
-from imgclf_nb.example import LABELS, draw_example, write_example_bundle
+from imgclf_nb.example import write_example_bundle, write_example_pictures
 from imgclf_nb.reproduce import _place, record_run, reproduce_run
 from imgclf_nb.settings import Settings
 
@@ -29,11 +29,7 @@ def write_run(folder, right, groups=None, first=0):
 @pytest.fixture
 def scored(tmp_path):
     """Settings of a small data set that the example bundle was scored on."""
-    for index, label in enumerate(LABELS):
-        (tmp_path / "pictures" / label).mkdir(parents=True)
-        for seed in range(14):
-            picture = draw_example(index, seed=seed, doubt=0.04 * seed, size_px=32)
-            picture.save(tmp_path / "pictures" / label / f"{seed:02}.png")
+    write_example_pictures(tmp_path / "pictures", images=14, doubt=0.04)
     settings = Settings(source=str(tmp_path / "pictures"), data_dir=tmp_path / "data", model_dir=tmp_path / "model",
                         results_dir=tmp_path / "results", robustness=False)
     prepare_data(settings)

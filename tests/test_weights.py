@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import socket
 import sys
 import time
 
@@ -37,6 +38,17 @@ def test_resnet50_without_a_network(imgclf, tmp_path):
     message = result.stderr.splitlines()[-1]
     assert message.startswith("imgclf: ") and "--weights FILE" in message and "--arch efficientnet_lite0" in message
     assert not (tmp_path / "data").exists() and not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_mistyped_source_asks_for_no_weights(imgclf, tmp_path):
+    """`run nowhere` ends before anybody is asked for a hundred megabytes."""
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        port = proxy.getsockname()[1]
+        asked = {**os.environ, "TORCH_HOME": str(tmp_path / "cache"), "https_proxy": f"http://127.0.0.1:{port}"}
+        result = imgclf("run", "nowhere", "--arch", "resnet50", env=asked, timeout=60)
+        assert result.returncode == 2 and "'nowhere' does not exist" in result.stderr
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError): proxy.accept()
 
 
 def test_a_larger_sister_comes_from_its_own_package(monkeypatch, tmp_path):
