@@ -40,7 +40,7 @@ class Result(BaseModel):
     unsure: bool = Field(description="Whether the model should rather not be believed here")
     reason: Reason | None = Field(description="Why it is unsure; null where it is sure")
     model: str = Field(description="Name of the model")
-    ms: float = Field(ge=0, description="Milliseconds from the request to the answer")
+    ms: float = Field(ge=0, description="Milliseconds from the picture's turn to its answer")
 
 class Problem(BaseModel):
     "Why a request was not answered."
@@ -81,7 +81,8 @@ async def _explain(request: Request, error: Exception) -> JSONResponse:
         status, headers = 422, {}
         detail = f"{first['loc'][-1]}={first['input']!r:.60}: {first['msg']}"
     else: status, detail, headers = error.status_code, str(error.detail), error.headers or {}
-    reason = "parameter" if status == 422 else getattr(error, "reason", None)
+    invalid = isinstance(error, RequestValidationError)
+    reason = "parameter" if invalid else getattr(error, "reason", None)
     if reason and request.app.state.monitor:
         request.app.state.monitor.refused.labels(reason).inc()
         error.counted = True   # the guard hears of a refusal of the body as well

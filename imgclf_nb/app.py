@@ -6,7 +6,7 @@
 __all__ = ['sweep_uploads', 'make_app']
 
 # %% ../nbs/09k_app.ipynb #2ab81819
-import asyncio, inspect, os, shutil, signal, socket, tempfile, time
+import asyncio, inspect, logging, os, shutil, signal, socket, stat, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -49,12 +49,21 @@ def sweep_uploads(
     return count
 
 
+def _sweep_all(uploads: Path) -> None:
+    "Sweep the uploads of this server and of others of this user, which may have been killed."
+    for folder in uploads.parent.glob("imgclf-uploads-*"):
+        with suppress(OSError):   # a file that went meanwhile; the next round finds the rest
+            info = folder.lstat()
+            ours = stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
+            if ours: sweep_uploads(folder)
+
 async def _sweep_for_ever(guard: Guard, every_s: float = 10) -> None:
     while True:
         await asyncio.sleep(every_s)
-        try: await asyncio.to_thread(sweep_uploads, guard.uploads)
-        except OSError: pass   # a file that went meanwhile; the next round finds the rest
-        if guard.page: await asyncio.to_thread(guard.forget)
+        try:
+            await asyncio.to_thread(_sweep_all, guard.uploads)
+            if guard.page: await guard.forget()
+        except Exception: logging.getLogger("imgclf").exception("uploads could not be swept")
 
 # %% ../nbs/09k_app.ipynb #c70e41b2
 def _import_page() -> None:

@@ -65,9 +65,10 @@ class _Body:
         self.store, self.most = store or _Store(settings), _limit_bytes(scope, settings)
         self.count, self.parts, self.most_parts = 0, 0, settings.max_files + 8
         self.boundary, self.seconds = _find_boundary(scope), settings.body_timeout_s
+        self.tail = b""   # of the piece before, where a boundary may begin
         self.deadline = time.monotonic() + self.seconds
         length = _read_header(scope, b"content-length")
-        if length.isdigit() and int(length) > self.most: raise self._too_large()
+        if length.isdecimal() and int(length) > self.most: raise self._too_large()
 
     def _too_large(self) -> Refusal:
         return Refusal(413, f"the request is larger than {self.most / 1e6:g} MB; make the picture "
@@ -81,7 +82,10 @@ class _Body:
     def _check(self, piece: bytes) -> None:
         "Count a piece; raise `Refusal` where it is too much."
         self.count += len(piece)
-        if self.boundary: self.parts += piece.count(self.boundary)
+        if self.boundary:
+            seen = self.tail + piece
+            self.parts += seen.count(self.boundary)
+            self.tail = seen[1 - len(self.boundary):]
         fits = self.store.take(self.count, len(piece))
         if self.count > self.most: self.refusal = self._too_large()
         elif self.parts > self.most_parts + 1: self.refusal = self._too_many()

@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'BundleError', 'BundleInfo', 'Bundle', 'write_bundle', 'read_bundle', 'update_card']
 
 # %% ../nbs/06_bundle.ipynb #563d8cd9
-import json, shutil, zipfile
+import hashlib, json, shutil, time, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -131,6 +131,12 @@ on it.
 """
 
 # %% ../nbs/06_bundle.ipynb #5cef7626
+def _write_info(path: Path, new: Path, info: BundleInfo) -> Bundle:
+    "Write `bundle.json` into a new folder; give the bundle that will be in `path`."
+    text = json.dumps(info.model_dump(by_alias=True), indent=1, ensure_ascii=False) + "\n"
+    (new/"bundle.json").write_text(text, encoding="utf-8")
+    return Bundle(path, info, hash_file(new/"bundle.json"))
+
 def write_bundle(
     path: str | Path,        # Folder of the bundle; it is replaced if it exists
     info: BundleInfo,        # What the model is; `files` is filled in here
@@ -150,19 +156,16 @@ def write_bundle(
         (new/"README.md").write_text(_write_card(info), encoding="utf-8")
         if reference: np.savez(new/"reference.npz", **reference)
         files = {file.name: hash_file(file) for file in sorted(new.iterdir())}
-        info = info.model_copy(update={"files": files})
-        text = json.dumps(info.model_dump(by_alias=True), indent=1, ensure_ascii=False)
-        (new/"bundle.json").write_text(text + "\n", encoding="utf-8")
-    return Bundle(path, info, hash_file(path/"bundle.json"))
+        return _write_info(path, new, info.model_copy(update={"files": files}))
 
 # %% ../nbs/06_bundle.ipynb #57af1bef
-def _read_info(path: Path) -> BundleInfo:
+def _read_info(path: Path, content: bytes) -> BundleInfo:
     "Parse `bundle.json`; raise `BundleError` for anything that is not understood."
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(content.decode("utf-8"))
         version = values["schema"]
         newer = float(version) > SCHEMA
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise BundleError(f"{path} is not the description of a bundle ({type(error).__name__}: "
                           f"{error}); copy or export the bundle again") from error
     if newer:
@@ -187,11 +190,8 @@ def _check_files(path: Path, info: BundleInfo) -> None:
                               "copy or export the bundle again")
 
 # %% ../nbs/06_bundle.ipynb #b2977207
-def read_bundle(
-    path: str | Path, # Folder of the bundle
-) -> Bundle:          # The bundle, with every checksum verified
-    "Read and verify a model bundle; raises `BundleError`."
-    path = Path(path)
+def _read_once(path: Path) -> Bundle:
+    "The bundle that lies there now; raises `BundleError`, which may be wrong while it is replaced."
     try:
         if not path.is_dir():
             raise BundleError(f"no such folder {path}: train a model first (imgclf train), "
@@ -201,11 +201,20 @@ def read_bundle(
             near = f", did you mean {inner}?" if (inner/"bundle.json").is_file() else ""
             raise BundleError(f"{path/'bundle.json'} is missing, "
                               f"so {path} is no model bundle{near}")
-        info = _read_info(path/"bundle.json")
+        content = (path/"bundle.json").read_bytes()
+        info = _read_info(path/"bundle.json", content)
         _check_files(path, info)
-        return Bundle(path, info, hash_file(path/"bundle.json"))
+        return Bundle(path, info, hashlib.sha256(content).hexdigest())
     except OSError as error:
         raise BundleError(f"can't read {path}: {error.strerror}; mend its permissions") from error
+
+def read_bundle(
+    path: str | Path, # Folder of the bundle
+) -> Bundle:          # The bundle, with every checksum verified
+    "Read and verify a model bundle; raises `BundleError`."
+    try: return _read_once(Path(path))
+    except BundleError: time.sleep(0.1)   # a training may just be replacing it
+    return _read_once(Path(path))
 
 # %% ../nbs/06_bundle.ipynb #029f5c4b
 def update_card(
@@ -213,16 +222,13 @@ def update_card(
     score: str,       # Markdown, without a heading
 ) -> Bundle:          # The bundle as it is now
     "Put a score into the model card; raises `BundleError` and `StorageError`."
-    bundle = read_bundle(path)
-    card = (bundle.path/"README.md").read_text(encoding="utf-8")
-    before, _, after = card.partition("## Use\n")
-    text = f"{before.split('## Score')[0]}## Score\n\n{score.strip()}\n\n## Use\n{after}"
-    if text == card: return bundle
-    with replace_folder(bundle.path) as new:
+    read_bundle(path)   # where there is none, nothing is made
+    with replace_folder(path) as new:
+        bundle = read_bundle(path)   # nobody else writes it now
+        card = (bundle.path/"README.md").read_text(encoding="utf-8")
+        before, _, after = card.partition("## Use\n")
+        text = f"{before.split('## Score')[0]}## Score\n\n{score.strip()}\n\n## Use\n{after}"
         for name in bundle.info.files: shutil.copyfile(bundle.path/name, new/name)
         (new/"README.md").write_text(text, encoding="utf-8")
         files = {**bundle.info.files, "README.md": hash_file(new/"README.md")}
-        info = bundle.info.model_copy(update={"files": files})
-        written = json.dumps(info.model_dump(by_alias=True), indent=1, ensure_ascii=False)
-        (new/"bundle.json").write_text(written + "\n", encoding="utf-8")
-    return Bundle(bundle.path, info, hash_file(bundle.path/"bundle.json"))
+        return _write_info(bundle.path, new, bundle.info.model_copy(update={"files": files}))

@@ -30,15 +30,22 @@ class _Protocol(HttpToolsProtocol):
 
     def data_received(self, data):
         before, idle = self._in_header, self.timeout_keep_alive_task
-        self.timeout_keep_alive_task = None
+        self.timeout_keep_alive_task, self._had_body = None, False
         super().data_received(data)
         if idle:   # it goes on unless a new request has begun
             if self._in_header or not self.cycle.response_complete: idle.cancel()
             elif self.timeout_keep_alive_task is None: self.timeout_keep_alive_task = idle
-        if before and self._in_header:   # all of it was header
+        if before == self._in_header and not self._had_body:   # header, trailer, sizes of chunks
             self._header_bytes += len(data)
             if self._header_bytes > self.most_header_bytes:
                 self.send_400_response("The header is too large.")
+
+    def on_header(self, name, value):
+        if self._in_header: super().on_header(name, value)   # trailers are not kept
+
+    def on_body(self, body):
+        self._had_body = True
+        super().on_body(body)
 
     def on_headers_complete(self):
         self._timer.cancel()

@@ -6,7 +6,7 @@
 __all__ = ['check_key', 'name_route', 'RateLimit', 'Guard']
 
 # %% ../nbs/09c_guard.ipynb #bed9740f
-import base64, hashlib, hmac, ipaddress, json, logging, re, time, uuid
+import base64, hashlib, hmac, ipaddress, json, logging, math, re, time, uuid
 from collections import Counter
 from contextlib import contextmanager
 
@@ -14,6 +14,7 @@ import anyio
 from limits import parse
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 
 from .body import Refusal, _Body, _Store, _discard, _read_header, _refuse_busy
@@ -95,7 +96,7 @@ class RateLimit:
         client = _name_client(scope)
         if self.rate is None or self.window.hit(self.rate, client): return
         reset = self.window.get_window_stats(self.rate, client).reset_time   # seconds since 1970
-        wait = max(1, round(reset - time.time()))
+        wait = max(1, math.ceil(reset - time.time()))
         raise Refusal(429, f"more than {self.text}; try again in {wait} s", "rate",
                       {"Retry-After": str(wait)})
 
@@ -173,6 +174,7 @@ class _Exchange:
     def __init__(self, guard: Guard, scope: dict, send):
         self.guard, self.scope, self._send = guard, scope, send
         self.status, self.body, self.began = 0, None, time.perf_counter()
+        self.held = []   # messages of a 500
         given = _read_header(scope, b"x-request-id")
         self.id = given if re.fullmatch(r"[\w.-]{1,64}", given) else uuid.uuid4().hex[:12]
 
@@ -186,6 +188,7 @@ class _Exchange:
             with _hold_place(self.guard, scope):
                 await self.guard.app(scope, self.body.receive, self.forward)
             if self.body.refusal: raise self.body.refusal
+            for message in self.held: await self.send(message)
         except Refusal as refusal: await _refuse(self, refusal, receive)
         except ClientDisconnect: pass   # nobody is there to be answered
         except Exception as error:
@@ -199,8 +202,10 @@ class _Exchange:
             if self.body: self.body.close()
 
     async def forward(self, message: dict) -> None:
-        "Send what the application answers, unless its request was refused meanwhile."
-        if self.status or not self.body.refusal: await self.send(message)
+        "Send what the application answers; a 500 waits, for Starlette raises its error after it."
+        if self.body.refusal and not self.status: return
+        if self.held or message.get("status") == 500: self.held.append(message)
+        else: await self.send(message)
 
     async def send(self, message: dict) -> None:
         "Send a message, with all headers."
@@ -208,10 +213,8 @@ class _Exchange:
             self.status = message["status"]
             extra = {**_HEADERS, "X-Request-ID": self.id}
             if self.guard.draining: extra["Connection"] = "close"
-            known = {name.lower() for name, _ in message["headers"]}
-            message["headers"] = [*message["headers"], *(
-                (name.lower().encode(), value.encode()) for name, value in extra.items()
-                if name.lower().encode() not in known)]
+            headers = MutableHeaders(scope=message)
+            for name, value in extra.items(): headers.setdefault(name, value)
         await self._send(message)
 
 # %% ../nbs/09c_guard.ipynb #eefe1748

@@ -6,7 +6,7 @@
 __all__ = ['forget_gone']
 
 # %% ../nbs/09g_manners.ipynb #7a0c1f03
-import errno, os
+import asyncio, errno, os, re
 
 import gradio as gr
 from fastapi import FastAPI
@@ -30,12 +30,16 @@ class _Uploading(FileUploadProgress):
         super().stop_tracking(upload_id)
         self._signals.pop(upload_id, None)
 
-def forget_gone(
-    page: gr.Blocks, # A page that is served
+def _find_gone(names: list) -> set:
+    "Those of some files that are not there."
+    return {name for name in names if not os.path.exists(name)}
+
+async def forget_gone(
+    page: gr.Blocks, # A page that is served by this event loop
 ) -> None:
     "Take out of a page's memory files that are gone, and answers that can't be fetched any more."
-    gone = {name for names in page.temp_file_sets for name in tuple(names)   # others may be added
-            if not os.path.exists(name)}
+    known = [name for names in page.temp_file_sets for name in tuple(names)]   # may be added to
+    gone = await asyncio.to_thread(_find_gone, known)
     for names in page.temp_file_sets: names -= gone & page.gone
     page.gone = gone   # some are only about to be written: once more, and they are forgotten
     waiting = page._queue.pending_event_ids_session
@@ -47,7 +51,7 @@ def _explain_errors(mounted: FastAPI) -> None:
     "Say in words what Gradio would answer with a status of 500."
     def refuse(status, detail): return lambda *_: JSONResponse({"detail": detail}, status)
     lost = refuse(404, "no such function: call /gradio_api/call/predict")
-    for kind in (LookupError, FnIndexInferError): mounted.add_exception_handler(kind, lost)
+    mounted.add_exception_handler(FnIndexInferError, lost)
     odd = refuse(422, "the request has not the form that this route takes")
     mounted.add_exception_handler(RequestValidationError, odd)
     text = refuse(422, "send files in the form field `files`, each with a file name")
@@ -55,11 +59,13 @@ def _explain_errors(mounted: FastAPI) -> None:
     missing = refuse(404, "there is no such file")
     def explain(request, error):
         path = request.url.path
+        called = re.search(r"/(call|run|queue|cancel)(/|$)", path)
+        if isinstance(error, LookupError) and called: return lost()
         if isinstance(error, TypeError) and "/call/v2/" in path: return odd()
         if "GradioUploadFile" in str(error): return text()
         if isinstance(error, AttributeError) and path.rstrip("/").endswith("/upload"): return text()
         if isinstance(error, ValueError) and "range" in request.headers: return ranges()
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG: return missing()
         raise error
-    for kind in (TypeError, AttributeError, ValueError, OSError):
+    for kind in (LookupError, TypeError, AttributeError, ValueError, OSError):
         mounted.add_exception_handler(kind, explain)

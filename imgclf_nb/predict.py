@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from .bundle import Bundle, BundleError, read_bundle
+from .files import hash_file
 from .images import SUFFIXES, ImageError, load_pixels
 from .judge import Judge, Reason
 from .settings import ImgclfError
@@ -98,6 +99,15 @@ def _find_judge(bundle: Bundle, shape: tuple) -> Judge:
                           "export the bundle again") from error
 
 # %% ../nbs/07_predict.ipynb #2e27af12
+def _check_unchanged(bundle: Bundle) -> None:
+    "Raise `BundleError` if another model took the bundle's place while it was loaded."
+    for name, checksum in bundle.info.files.items():
+        if name == "README.md": continue   # the card gets its score later
+        try: same = hash_file(bundle.path/name) == checksum
+        except OSError: same = False
+        if not same:
+            raise BundleError(f"{bundle.path} was replaced while it was loaded: start again")
+
 class _Engine:
     "A compiled network that any number of threads may share."
     def __init__(self, bundle: Bundle, precision: str, quick: bool = False):
@@ -107,6 +117,7 @@ class _Engine:
         self._shapes = {name: tuple(compiled.output(name).shape)[1:]
                         for name in ("probabilities", "features", "evidence")}
         self._judge = _find_judge(bundle, self._shapes["features"])
+        _check_unchanged(bundle)
         self.streams = compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._requests = SimpleQueue()
         for _ in range(self.streams): self._requests.put(compiled.create_infer_request())
@@ -265,7 +276,8 @@ class Predictor(_Engine):
         top_k: int = 5, # How many classes to list, from 1
     ):                  # Gives a `Prediction` or an `ImageError` for each source, in their order
         "Predict lazily; a picture that can't be read gives its error and stops nothing."
-        if isinstance(sources, (str, os.PathLike, bytes, Image.Image)):
+        one = isinstance(sources, np.ndarray) and sources.ndim < 4
+        if one or isinstance(sources, (str, os.PathLike, bytes, Image.Image)):
             raise PredictError("predict_many takes a list or another iterable of pictures: "
                                "use predict for one")
         return _predict_lazily(self, sources, top_k)

@@ -74,12 +74,17 @@ def _export_settings(settings: Settings) -> dict[str, str]:
     return {f"IMGCLF_{name.upper()}": str(value) for name, value in values.items()
             if value is not None}
 
+def _prepare_process(settings: Settings) -> None:
+    "Log, warnings and memory of a process that serves."
+    logging.config.dictConfig(_log_config(settings.log_format))
+    warnings.filterwarnings("ignore", module="PIL")   # remarks on odd files of strangers
+    _return_memory()
+
 def make_app_from_environment(
 ) -> Guard: # ASGI application
     "Make the application of one of several processes."
     settings = Settings()
-    logging.config.dictConfig(_log_config(settings.log_format))
-    _return_memory()
+    _prepare_process(settings)
     guard = make_app(settings)
     gc.freeze()
     return guard
@@ -126,9 +131,7 @@ def serve(
     settings: Settings, # Address, limits, key, and which doors to open
 ) -> None:
     "Serve until SIGTERM or Ctrl-C; raises `SettingsError` or `BundleError` before it starts."
-    logging.config.dictConfig(_log_config(settings.log_format))
-    warnings.filterwarnings("ignore", module="PIL")
-    _return_memory()
+    _prepare_process(settings)
     listening = _open_socket(settings.host, settings.port)
     port = listening.getsockname()[1]
     if not _is_there(settings.model_dir/"bundle") and not _await_model(settings, listening): return

@@ -27,7 +27,7 @@ class Answer:
     "What the service says about one picture."
     prediction: Prediction # Labels and probabilities
     evidence: np.ndarray   # float32 [C,h,w]: what each place of the picture adds to each class
-    ms: float              # Milliseconds from the request to the answer, waiting included
+    ms: float              # Milliseconds from the picture's turn to its answer, waiting included
 
 # %% ../nbs/09a_service.ipynb #ace44341
 class Service:
@@ -126,8 +126,10 @@ async def _answer_all(service: Service, sources: list, top_k: int, raising: bool
                 service.monitor.refused.labels(error.kind).inc()
                 if raising: raise
                 answers[k] = error
-    try: await asyncio.gather(*(work() for _ in range(places)))
+    tasks = [asyncio.create_task(work()) for _ in range(places)]
+    try: await asyncio.gather(*tasks)
     finally:
+        for task in tasks: task.cancel()   # after an error the others need not go on
         service.waiting -= places
         service.monitor.waiting.dec(places)
     return answers

@@ -9,6 +9,7 @@ __all__ = ['make_tool', 'mount_tool']
 import base64, binascii
 from typing import TYPE_CHECKING, Any
 
+from .api import _describe
 from .body import _limit_request
 from .service import Service
 from .settings import ImgclfError, Settings
@@ -44,13 +45,8 @@ def make_tool(
             if len(content) > settings.max_upload_mb * 1e6:
                 raise ImgclfError(f"the picture is larger than {settings.max_upload_mb:g} MB; "
                                   "make it smaller")
-            answer = await service.answer(content, top_k)
+            return _describe(await service.answer(content, top_k), service)
         except ImgclfError as error: raise ToolError(str(error)) from None
-        prediction = answer.prediction
-        return dict(label=prediction.label, probability=prediction.probability,
-                    predictions=[dict(label=label, probability=p)
-                                 for label, p in prediction.predictions],
-                    unsure=prediction.unsure, reason=prediction.reason, model=info.name)
     return server
 
 # %% ../nbs/09i_tool.ipynb #e61e06e0

@@ -190,9 +190,8 @@ def _show_scores(scores: dict) -> str:
     labels, matrix, n = scores["labels"], scores["confusion_matrix"], scores["n_test"]
     low, high = scores["accuracy_ci95"]
     right = sum(row[k] for k, row in enumerate(matrix))
-    share = (f"between <b>{low:.1%}</b> and <b>{high:.1%}</b>" if low < 1 else
-             f"at least <b>{max(0, 1 - 3 / max(n, 1)):.1%}</b>")   # rule of three: no error in n
-    sure = f"With 95 % confidence, {share} of pictures like these are named rightly."
+    sure = (f"With 95 % confidence, between <b>{low:.1%}</b> and <b>{high:.1%}</b> of pictures like "
+            "these are named rightly.")
     grid = _show_matrix(matrix, labels) if len(labels) <= 150 else ""
     return (f'<div class="scores"><p class="verdict">{scores["accuracy"]:.1%} right</p>'
             f"<p>{right:,} of {n:,} test pictures, new to the model. {sure}</p>"
@@ -209,13 +208,13 @@ def read_scores(
     predictor: Predictor,  # The model that answers
 ) -> str:                  # HTML: the scores, or a sentence on why there are none
     "Show the scores of a model, unless they are another's."
-    try: return _show_scores(_read_scores(Path(file), predictor))
+    try: return _read_scores(Path(file), predictor)
     except LookupError as missing: reason = missing.args[0]
     return (f'<p class="missing">{reason}. Run <code>imgclf evaluate</code> to measure this model.'
             "</p>")
 
-def _read_scores(file: Path, predictor: Predictor) -> dict:
-    "The scores of this very model; raise `LookupError` that says why there are none."
+def _read_scores(file: Path, predictor: Predictor) -> str:
+    "The scores of this very model as HTML; raise `LookupError` that says why there are none."
     try: scores = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError: raise LookupError("This model has not been measured yet") from None
     except (OSError, ValueError): raise LookupError("The scores can't be read") from None
@@ -227,7 +226,6 @@ def _read_scores(file: Path, predictor: Predictor) -> dict:
         if other and model["sha256"] != predictor.sha256:
             raise LookupError("The scores that are here belong to another model: the "
                               "server, if it was trained anew, must be started again")
-        _show_scores(scores)
+        return _show_scores(scores)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         raise LookupError("The scores that are here are not complete") from None
-    return scores

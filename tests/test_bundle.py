@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 
-from imgclf_nb.bundle import BundleError, BundleInfo, read_bundle, write_bundle
+from imgclf_nb import bundle as bundle_module
+from imgclf_nb import predict
+from imgclf_nb.bundle import BundleError, BundleInfo, read_bundle, update_card, write_bundle
 from imgclf_nb.example import write_example_bundle
 
 
@@ -81,7 +83,7 @@ def test_no_folder_and_no_bundle(tmp_path, bundle):
         read_bundle(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["is_dir", "is_file", "read_text"])
+@pytest.mark.parametrize("name", ["is_dir", "is_file", "read_bytes"])
 def test_no_permission_is_said(bundle, monkeypatch, name):
     def refuse(path, *_, **__):
         raise PermissionError(13, "Permission denied")
@@ -115,3 +117,37 @@ def test_info_is_frozen(bundle):
     with pytest.raises(Exception, match="frozen"):
         bundle.info.name = "other"
     assert BundleInfo.model_validate(bundle.info.model_dump(by_alias=True)) == bundle.info
+
+
+def test_a_bundle_that_is_replaced_while_it_is_read(bundle, monkeypatch):
+    """A training that ends just now is no damage: what it wrote is read."""
+    check = bundle_module._check_files
+    def replace_first(*arguments):
+        monkeypatch.setattr(bundle_module, "_check_files", check)   # once
+        write_example_bundle(bundle.path, temperature=3)
+        return check(*arguments)
+    monkeypatch.setattr(bundle_module, "_check_files", replace_first)
+    assert read_bundle(bundle.path).info.temperature == 3
+
+
+def test_a_network_that_was_replaced_while_it_was_loaded(bundle, monkeypatch):
+    """No labels of the old model over the answers of the new one."""
+    compile_network = predict._compile
+    def replace_first(*arguments):
+        write_example_bundle(bundle.path, labels=["red", "white", "blue"], temperature=3)
+        return compile_network(*arguments)
+    monkeypatch.setattr(predict, "_compile", replace_first)
+    with pytest.raises(BundleError, match="replaced while it was loaded: start again"):
+        predict.Predictor(bundle.path)
+
+
+def test_a_score_for_a_bundle_that_was_replaced_meanwhile(bundle, monkeypatch):
+    """A training that ends while the score is written: the bundle stays whole."""
+    replace = bundle_module.replace_folder
+    def replace_later(path):
+        monkeypatch.setattr(bundle_module, "replace_folder", replace)   # once
+        write_example_bundle(bundle.path, temperature=3)
+        return replace(path)
+    monkeypatch.setattr(bundle_module, "replace_folder", replace_later)
+    update_card(bundle.path, "99 of 100 right.")
+    assert read_bundle(bundle.path).info.temperature == 3

@@ -495,6 +495,15 @@ def test_uploads_do_not_stay(tmp_path):
     """Aborted uploads and files in a wrong field are swept; at the end the whole folder goes."""
     with running_server(tmp_path) as server:
         (folder,) = server.uploads.glob("imgclf-uploads-*")
+        dead = server.uploads / "imgclf-uploads-dead" / "old.png"   # of a server that was killed
+        dead.parent.mkdir()
+        dead.touch()
+        elsewhere = server.uploads / "elsewhere"
+        elsewhere.mkdir()
+        (elsewhere / "kept.png").touch()
+        (server.uploads / "imgclf-uploads-link").symlink_to(elsewhere)
+        os.utime(dead, (1, 1))
+        os.utime(elsewhere / "kept.png", (1, 1))
         assert folder.stat().st_mode & 0o077 == 0, "others can read the uploads"
         before = {path for path in server.uploads.rglob("*") if path.is_file()}
         start = head("/gradio_api/upload", Content_Length=5_000_000, Content_Type="multipart/form-data; boundary=x")
@@ -513,7 +522,9 @@ def test_uploads_do_not_stay(tmp_path):
                     os.utime(path, (long_ago, long_ago))
             return not find()
         wait_for(swept, 15, "the sweep of old uploads")
-        assert server.stop() == 0 and list(server.uploads.iterdir()) == []
+        wait_for(lambda: not dead.exists(), 15, "the sweep of a dead server's uploads")
+        assert (elsewhere / "kept.png").exists(), "a link led the sweep out of its folder"
+        assert server.stop() == 0 and not folder.exists()
 
 
 # --- many at once ---
