@@ -44,19 +44,29 @@ class _TimmBody(nn.Module):
 # %% ../nbs/04_backbones.ipynb #1fd9bf05
 def _find_stages(body: nn.Module, size_px: int) -> list[list[nn.Module]]:
     "The layers with parameters in the order of their use, cut where the map shrinks."
-    stages, areas, seen = [], [], set()
+    seen = {}   # layer -> places of its map
     def watch(layer, _, output):
         if layer in seen or not isinstance(output, torch.Tensor): return
-        seen.add(layer)
-        area = output.shape[-2:].numel() if output.ndim == 4 else (areas[-1] if areas else 0)
-        if not stages or area < areas[-1] * 0.6: stages.append([]); areas.append(area)
-        stages[-1].append(layer)
+        has_map = isinstance(layer, (nn.Conv2d, nn.BatchNorm2d))
+        seen[layer] = output.shape[-2:].numel() if has_map else next(reversed(seen.values()), 0)
     own = [m for m in body.modules() if any(True for _ in m.parameters(recurse=False))]
     hooks = [layer.register_forward_hook(watch) for layer in own]
     try:
-        with torch.no_grad(): body.eval()(torch.zeros(1, 3, size_px, size_px))
+        with torch.no_grad(): maps = body.eval()(torch.zeros(1, 3, size_px, size_px))
     finally:
         for hook in hooks: hook.remove()
+    return _cut_where_smaller(seen, maps.shape[-2:].numel())
+
+def _cut_where_smaller(seen: dict, end: int) -> list[list[nn.Module]]:
+    "Stages of layers whose maps have so many places, where the last map has `end`."
+    areas, later = [], end
+    for area in reversed(seen.values()):
+        later = max(later, area)
+        areas.append(area if area > 1 else later)   # one place amid larger maps weighs channels
+    stages, last = [], math.inf
+    for layer, area in zip(seen, reversed(areas)):
+        if area < 0.6 * last: stages.append([]); last = area
+        stages[-1].append(layer)
     return stages
 
 # %% ../nbs/04_backbones.ipynb #b1f5e1d5

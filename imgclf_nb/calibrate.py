@@ -33,7 +33,7 @@ def fit_temperature(
     *,
     temperature: float = 1.0,  # At which the probabilities were computed
 ) -> float:                    # Temperature for the logits, within `_TEMPERATURES`
-    "Find the temperature of least log loss (Guo et al., 2017), with a little of every class (Platt, 1999)."
+    "Find the temperature of least log loss (Guo et al., 2017), with a little of every class."
     logits, rest = find_logits(probabilities, temperature), 1 / (len(truth) + 2)
     targets = (1 - rest) * np.eye(logits.shape[1])[truth] + rest / logits.shape[1]
     def loss(power): return -(targets * log_softmax(logits / np.exp(power), axis=1)).sum(1).mean()

@@ -28,7 +28,8 @@ def _decode(data: bytes, settings: Settings) -> tuple:
     plain = picture.format == "JPEG" and picture.mode in ("L", "RGB")
     if settings.twins: look = describe_picture(read_grey(data, max_megapixels=limit))
     if not (settings.twins and plain):
-        load_pixels(data, size_px=settings.image_size_px, fit=settings.fit, max_megapixels=limit)
+        whole = data if picture.format == "JPEG" else picture   # a JPEG may be a draft by now
+        load_pixels(whole, size_px=settings.image_size_px, fit=settings.fit, max_megapixels=limit)
     return *measure_image(picture), look
 
 def _inspect(path: str, settings: Settings) -> tuple:
@@ -94,8 +95,11 @@ def set_aside_copies(
         best, worse = copies[rank == rank.max()], copies.index[rank < rank.max()]
         where, first = best.split.iloc[0], best.path.min()
         for index in worse:
-            what = "file" if (best.sha256 == copies.sha256[index]).any() else "photograph"
+            same = best[best.sha256 == copies.sha256[index]]
+            what, others = "photograph" if same.empty else "file", set(same.label)
             reasons[index] = f"the same {what} is in {where}: {first}"
+            if others := sorted(others - {copies.label[index]}):
+                reasons[index] = f"{CONFLICT} {others[0]!r} in {where}: {first}"
         for _, same in best[best.duplicated("sha256", keep=False)].groupby("sha256"):
             for index, label in same.label.items():
                 others = sorted(set(same.label) - {label})

@@ -96,6 +96,8 @@ def read_manifest(
         raise DataError(f"can't read {file} ({error}); run `imgclf prepare` again") from error
     if missing := [name for name in _COLUMNS if name not in manifest]:
         raise DataError(f"{file} has no column {', '.join(missing)}; run `imgclf prepare` again")
+    if odd := sorted(set(manifest.split) - set(SPLITS)):
+        raise DataError(f"{file} has the split {odd[0]!r}; write one of {', '.join(SPLITS)}")
     manifest["path"] = [str(Path(folder)/path) for path in manifest.path]
     try: return manifest.astype(dict(width_px=int, height_px=int))
     except ValueError as error:

@@ -120,6 +120,7 @@ def _store_activations(run: "FastRun", places: _Activations, file: Path) -> RowF
     def fill(sink): run_frozen(run.parts[0], len(places), read, sink=sink, pool=0)
     with _lock(file.parent):   # another training may want the same
         if file.exists(): return RowFile(file)
+        for other in file.parent.glob("*-activations.npy"): other.unlink()   # nobody resumed these
         return write_rows(file, (len(places), *run.cut.shape[1:]), fill)
 
 def _make_part_loaders(activations: RowFile, places: _Activations, labels: list,
@@ -242,13 +243,13 @@ def _make_part(run: FastRun) -> tuple[Learner, Path]:
 def _try_halfway(part: Learner, checkpoint: Checkpoint) -> None:
     "Keep what lies halfway from the solved head to the last epoch, if it is as good as the best."
     last, rows = part.model.state_dict(), checkpoint.history
-    middle = {name: torch.lerp(value, last[name], 0.5) if value.is_floating_point() else value
-              for name, value in checkpoint.start.items()}
+    middle = {name: torch.lerp(value, last[name].to(value.device), 0.5)
+              if value.is_floating_point() else value for name, value in checkpoint.start.items()}
     part.model.load_state_dict(middle)
     loss, share = map(float, part.validate())
     best = rows[checkpoint.best["epoch"] - 1]["valid_accuracy"]
     error = (best * (1 - best) / len(part.dls.valid_ds)) ** 0.5   # standard error
-    if loss >= rows[0]["valid_loss"] or share < best - error: return
+    if not loss < rows[0]["valid_loss"] or share < best - error: return   # NaN is no less
     checkpoint.best = {"loss": loss, "epoch": len(rows), "model": middle}
     print(f"  halfway    from the head to the last epoch: validation loss {loss:.3f}, "
           f"accuracy {share:.1%}", file=sys.stderr, flush=True)
@@ -260,6 +261,8 @@ def _fine_tune(run: FastRun, checkpoint: Checkpoint) -> None:
     callbacks = [_Patience(), *run.callbacks, *([MixUp(settings.mixup)] if settings.mixup else [])]
     rates = slice(settings.fine_tune_lr / 10, settings.fine_tune_lr)
     if run.places is not None: _tell_room(run.places, settings)
+    else: print(f"{run.backbone.arch} can't be cut: every picture goes through the whole network "
+                "in every epoch, which takes long", file=sys.stderr, flush=True)
     with part.no_bar(), part.no_logging():
         if not _is_done(checkpoint):
             with part.added_cbs(callbacks):
@@ -282,12 +285,13 @@ def fit_fast(
     features = None if state else _read_features(run)
     swap = run.parts and not torch.cuda.is_available()   # cuDNN is fast by itself
     swapped = swap_convolutions(run.parts[1], run.cut) if swap else []
-    if state: run.model.load_state_dict(state)
-    else: _solve(run, checkpoint, features, began)
-    del features   # 0.9 GB of 100,000 pictures
-    wanted = settings.fine_tune_epochs and checkpoint.history[0]["valid_accuracy"] < _GOOD
-    if wanted and checkpoint.start: _fine_tune(run, checkpoint)
-    checkpoint.start = None   # nothing is left to do
-    run.model.load_state_dict(checkpoint.best["model"])
-    restore_convolutions(swapped)
+    try:
+        if state: run.model.load_state_dict(state)
+        else: _solve(run, checkpoint, features, began)
+        del features   # 0.9 GB of 100,000 pictures
+        wanted = settings.fine_tune_epochs and checkpoint.history[0]["valid_accuracy"] < _GOOD
+        if wanted and checkpoint.start: _fine_tune(run, checkpoint)
+        checkpoint.start = None   # nothing is left to do
+        run.model.load_state_dict(checkpoint.best["model"])
+    finally: restore_convolutions(swapped)
     return pd.DataFrame(checkpoint.history)

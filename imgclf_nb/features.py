@@ -9,6 +9,7 @@ __all__ = ['run_frozen', 'make_view', 'RowFile', 'write_rows', 'find_features', 
 import hashlib, io, json, sys, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pandas as pd
@@ -60,7 +61,7 @@ def _make_torch(net: nn.Module, sink):
     net = net.cuda().to(memory_format=torch.channels_last)
     def start(number, pixels):
         with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
-            sink(number, net(torch.from_numpy(pixels).cuda()).cpu().numpy())
+            sink(number, net(torch.from_numpy(pixels).cuda()).float().cpu().numpy())
     return start, net.cpu   # the caller's network goes back to where it was
 
 # %% ../nbs/04a_features.ipynb #2111acbb
@@ -129,7 +130,7 @@ class RowFile:
     def __len__(self): return self.shape[0]
 
     def __getitem__(self, row: int) -> np.ndarray:
-        self.file.seek(self.start + row * self.row_bytes)
+        self.file.seek(self.start + range(len(self))[row] * self.row_bytes)
         content = self.file.read(self.row_bytes)
         return np.frombuffer(content, self.dtype).reshape(self.shape[1:])
 
@@ -146,9 +147,12 @@ def write_rows(
             np.lib.format.write_array_header_1_0(file, header)
             start, row_bytes = file.tell(), 2 * int(np.prod(shape[1:]))
             file.truncate(start + shape[0] * row_bytes)
+            lock = Lock()
             def sink(numbers, values):
-                file.seek(start + int(numbers[0]) * row_bytes)
-                file.write(np.ascontiguousarray(values, np.float16))
+                values = np.ascontiguousarray(values, np.float16)
+                with lock:   # an engine may call from several threads
+                    file.seek(start + int(numbers[0]) * row_bytes)
+                    file.write(values)
             fill(sink)
     return RowFile(path)
 

@@ -6,7 +6,7 @@
 __all__ = ['CacheError', 'Pixels', 'cache_pixels', 'make_loaders']
 
 # %% ../nbs/03_loaders.ipynb #4307106b
-import fcntl, hashlib, os, re, sys
+import hashlib, os, re, sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -22,7 +22,7 @@ from fastai.torch_core import TensorImage
 from fastai.vision.augment import aug_transforms
 from torch import from_numpy
 
-from .files import explain_storage, track, write_atomic
+from .files import explain_storage, fcntl, track, write_atomic
 from .images import ImageError, load_pixels
 from .settings import ImgclfError, Settings
 
@@ -108,7 +108,8 @@ def _lock(folder: Path):
     with explain_storage(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder/".lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            if fcntl:
+                with suppress(OSError): fcntl.flock(file, fcntl.LOCK_EX)   # some disks have none
             for half in folder.glob(".*.partial"): half.unlink()   # of a process that was killed
             yield
 

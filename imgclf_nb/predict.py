@@ -98,7 +98,6 @@ def _find_judge(bundle: Bundle, shape: tuple) -> Judge:
         raise BundleError(f"{bundle.path/'reference.npz'} does not suit the network ({error}): "
                           "export the bundle again") from error
 
-# %% ../nbs/07_predict.ipynb #2e27af12
 def _check_unchanged(bundle: Bundle) -> None:
     "Raise `BundleError` if another model took the bundle's place while it was loaded."
     for name, checksum in bundle.info.files.items():
@@ -108,6 +107,7 @@ def _check_unchanged(bundle: Bundle) -> None:
         if not same:
             raise BundleError(f"{bundle.path} was replaced while it was loaded: start again")
 
+# %% ../nbs/07_predict.ipynb #2e27af12
 class _Engine:
     "A compiled network that any number of threads may share."
     def __init__(self, bundle: Bundle, precision: str, quick: bool = False):

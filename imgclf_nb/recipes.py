@@ -85,11 +85,11 @@ def train_model(
     settings = settings.resolve()
     arch, size_px, results = settings.arch, settings.image_size_px, settings.results_dir
     check_writable(settings.model_dir, results)   # before minutes go by
-    backbone = load_backbone(arch, weights=settings.weights, size_px=size_px)
     data = find_data(settings)
     check_origin(data, settings.source)
     manifest = read_manifest(data)
     if not settings.allow_leak: check_splits(manifest)
+    backbone = load_backbone(arch, weights=settings.weights, size_px=size_px)
     set_seed(settings.seed)
     pixels = cache_pixels(manifest, data, settings=settings)
     learner = make_learner(make_loaders(manifest, pixels, settings=settings), backbone,

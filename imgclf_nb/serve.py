@@ -6,9 +6,12 @@
 __all__ = ['make_app_from_environment', 'serve']
 
 # %% ../nbs/09l_serve.ipynb #7a0c1e03
-import asyncio, ctypes, gc, logging.config, os, socket, sys, tempfile, time, warnings
+import asyncio, ctypes, gc, logging.config, os, signal, socket, sys, tempfile, time, warnings
 from contextlib import suppress
+from multiprocessing import parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Thread
 
 from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.supervisors import Multiprocess, multiprocess
@@ -80,11 +83,19 @@ def _prepare_process(settings: Settings) -> None:
     warnings.filterwarnings("ignore", module="PIL")   # remarks on odd files of strangers
     _return_memory()
 
+def _end_with_parent() -> None:
+    "Stop as after SIGTERM when the process above has died; nobody else would."
+    def outlive():
+        parent_process().join()
+        os.kill(os.getpid(), signal.SIGTERM)
+    if parent_process(): Thread(target=outlive, daemon=True).start()
+
 def make_app_from_environment(
 ) -> Guard: # ASGI application
     "Make the application of one of several processes."
     settings = Settings()
     _prepare_process(settings)
+    _end_with_parent()
     guard = make_app(settings)
     gc.freeze()
     return guard
@@ -98,6 +109,15 @@ class _Worker(multiprocess.Process):
             self._server = _Server(self.config)
             self._server.is_one_of_several = True
         return self._server
+
+    def ping(self, timeout: float = 5) -> bool:
+        "Whether it answers in time; one that dies meanwhile is not waited for, as uvicorn would."
+        with suppress(OSError, EOFError):
+            self.parent_conn.send(b"ping")
+            if self.parent_conn in wait([self.parent_conn, self.process.sentinel], timeout):
+                self.parent_conn.recv()
+                return True
+        return False
 
 class _Workers(Multiprocess):
     "uvicorn's processes; one that died has no pictures under way in `/metrics`."

@@ -103,8 +103,9 @@ class _DataSettings(_Base):
         "Refuse larger pictures, in millions of pixels (Pillow itself stops at 178)")
     max_file_mb: float = Field(50, gt=0, description="Refuse larger image files, in MB")
     cache_gb: float = Field(20, ge=0, description=
-        "Disk that a data set's decoded pictures may take, in GB; those beyond it are decoded "
-        "whenever they are needed, with 0 all of them")
+        "Disk that a data set's decoded pictures may take, in GB, and as much again while the "
+        "fast recipe trains; those beyond it are decoded whenever they are needed, with 0 all of "
+        "them")
 
 # %% ../nbs/00_settings.ipynb #31c4dbc5
 class _TrainSettings(_DataSettings):
@@ -117,7 +118,8 @@ class _TrainSettings(_DataSettings):
     recipe: Literal["fast", "fastai"] | None = Field(None, description=
         "How to train: fast (frozen stages run once, the head is solved, the top stages follow "
         "unless the head is 99 % right) or fastai (every picture through the whole network in "
-        "every epoch, as fine_tune does); fast, but fastai for digits, which are no photographs")
+        "every epoch, in two phases like fine_tune's); fast, but fastai for digits, which are no "
+        "photographs")
     views: int = Field(2, ge=1, le=64, description=
         "Views of each training picture that the fast recipe keeps, the plain one included")
     batch_size: int = Field(32, ge=2, le=1024, description="Images per training step")
@@ -220,7 +222,7 @@ def check_environment(
 ) -> None:
     "Raise `SettingsError` for a variable that begins with `IMGCLF_` and is no setting."
     known = [f"IMGCLF_{name.upper()}" for name in Settings.model_fields]
-    try: written = [] if names else dotenv_values(".env")
+    try: written = [] if names is not None else dotenv_values(".env")
     except (OSError, ValueError) as error:
         raise SettingsError(f"can't read {Path('.env').resolve()} ({error}): save it as UTF-8, "
                             "readable for you, or start in another folder") from None

@@ -189,7 +189,7 @@ def name_source(
     if settings.name or settings.source in _NAMES: return settings.name or settings.source
     name = Path(os.path.expanduser(settings.source)).resolve().name
     suffix = next((s for s in (*ARCHIVES, ".csv") if name.lower().endswith(s)), "")
-    name = re.sub(r"[^\w.-]+", "_", name.removesuffix(name[len(name) - len(suffix):]))[:100]
+    name = re.sub(r"[^\w.-]+", "_", name[:len(name) - len(suffix)])[:100]
     return name.strip("._-") or "data"
 
 def _identify(kind: str, path: Path | None) -> dict:

@@ -51,7 +51,7 @@ def split_groups(
 
 # %% ../nbs/02a_splits.ipynb #0dce5389
 def check_splits(
-    manifest: pd.DataFrame, # Columns group and split
+    manifest: pd.DataFrame, # Columns path, group and split
 ) -> None:
     "Raise `DataError` if two splits share a group: the score would be of pictures seen before."
     splits = manifest.groupby("group").split.nunique()

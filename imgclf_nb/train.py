@@ -19,7 +19,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
-from fastai.torch_core import set_seed
+from fastai.torch_core import set_seed, to_device
 from fastai.vision.learner import vision_learner
 from matplotlib.figure import Figure
 from torch import nn
@@ -188,7 +188,8 @@ def fit_phase(
     learner.opt = None
     learner.freeze_to(depth)
     if checkpoint.optimizer:
-        kept = {name: L(values) for name, values in checkpoint.optimizer.items()}
+        state = to_device(checkpoint.optimizer, learner.dls.device)
+        kept = {name: L(values) for name, values in state.items()}
         learner.opt.load_state_dict(kept)
     learner.fit_one_cycle(epochs, rate, cbs=checkpoint, start_epoch=checkpoint.done)
 

@@ -132,7 +132,8 @@ def _propose_twins(descriptions: list) -> np.ndarray:
     best = pairs[np.argsort(-votes, kind="stable")][:int((votes >= _VOTES).sum())]
     taken, kept = np.zeros(count, int), []
     for one, other in zip(*np.divmod(best, count)):
-        if max(taken[one], taken[other]) < _LIKELY: kept.append((one, other))
+        if max(taken[one], taken[other]) >= _LIKELY: continue
+        kept.append((one, other))
         taken[[one, other]] += 1
     waves = np.array([seen.wave for seen in descriptions])
     order = np.argsort(waves, kind="stable")   # equal waves, however many: each with the next

@@ -190,8 +190,8 @@ def _show_scores(scores: dict) -> str:
     labels, matrix, n = scores["labels"], scores["confusion_matrix"], scores["n_test"]
     low, high = scores["accuracy_ci95"]
     right = sum(row[k] for k, row in enumerate(matrix))
-    sure = (f"With 95 % confidence, between <b>{low:.1%}</b> and <b>{high:.1%}</b> of pictures like "
-            "these are named rightly.")
+    sure = (f"With 95 % confidence, between <b>{low:.1%}</b> and <b>{high:.1%}</b> of pictures "
+            "like these are named rightly.")
     grid = _show_matrix(matrix, labels) if len(labels) <= 150 else ""
     return (f'<div class="scores"><p class="verdict">{scores["accuracy"]:.1%} right</p>'
             f"<p>{right:,} of {n:,} test pictures, new to the model. {sure}</p>"

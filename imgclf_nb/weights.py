@@ -15,7 +15,6 @@ from urllib.request import getproxies
 
 import timm, torch, torchvision
 from huggingface_hub import constants as hub
-from safetensors.torch import load_file
 from torch import nn
 
 from .settings import ImgclfError, nearest_names
@@ -48,19 +47,16 @@ def read_weights(
     path = Path(path)
     if not path.is_file(): raise WeightsError(f"no such file of weights: {path}")
     try:
-        if path.suffix == ".safetensors": state = load_file(path)
-        else: state = torch.load(path, "cpu", weights_only=True)
-        while "state_dict" in state or "model" in state:
-            state = state.get("state_dict", state.get("model"))
+        state = timm.models.load_state_dict(str(path), use_ema=False, weights_only=True)
         if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
             raise ValueError("no tensors")
-    except UnpicklingError as error:
-        raise WeightsError(f"{path} holds more than weights, and would run code: save it anew with "
-                           f"`torch.save(model.state_dict(), ...)`") from error
     except Exception as error:
+        if isinstance(error.__cause__, UnpicklingError):
+            raise WeightsError(f"{path} holds more than weights, and would run code: save it anew "
+                               f"with `torch.save(model.state_dict(), ...)`") from error
         raise WeightsError(f"{path} is not a state dict that torch or safetensors can read "
                            f"({error})") from error
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    return state
 
 # %% ../nbs/03a_weights.ipynb #4f059a6a
 def _no_weights(arch: str, why: str) -> WeightsError:
@@ -138,8 +134,9 @@ def _build(arch: str, source: str) -> tuple[nn.Module, tuple, tuple]:
     "The whole network with random weights, and the mean and standard deviation of its pictures."
     if source == "package": return timm.create_model(f"tf_{arch}"), (0.5,)*3, (0.5,)*3
     if source == "torchvision":
+        usual = torchvision.models.get_model_weights(arch).DEFAULT.transforms()
         net = torchvision.models.get_model(arch, weights=None)
-        return net, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        return net, tuple(usual.mean), tuple(usual.std)
     net = timm.create_model(arch)
     return net, tuple(net.default_cfg["mean"]), tuple(net.default_cfg["std"])
 

@@ -322,6 +322,16 @@ def test_what_a_dead_process_had_under_way_is_under_way_no_more(tmp_path):
         wait_for(lambda: waiting() == 0, 60, "no work under way")
 
 
+def test_the_processes_end_with_the_one_above_them(tmp_path):
+    with running_server(tmp_path, "--processes", "2") as server:
+        above = psutil.Process(server.pid)
+        below = [child for child in above.children() if "resource_tracker" not in " ".join(child.cmdline())]
+        assert len(below) == 2
+        above.kill()
+        gone, alive = psutil.wait_procs(below, timeout=15)
+        assert not alive, "they hold the port, and nobody watches them"
+
+
 def test_the_log_has_a_line_of_json_for_each_request(tmp_path, photo):
     with running_server(tmp_path, "--log-format", "json", "--no-page") as server:
         reply = httpx.post(server.url + "/predict", files={"file": ("a", photo)}, headers={"X-Request-ID": "order-66"})
