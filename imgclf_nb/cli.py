@@ -124,8 +124,14 @@ def _export(settings: Settings) -> None:
 
 # %% ../nbs/10a_cli.ipynb #40cddce0
 def _load_network(settings: Settings) -> None:
-    from imgclf_nb.weights import load_network
-    load_network(settings.arch, weights=settings.weights)
+    "Import what trains, which makes a million objects, and look for no garbage among them."
+    gc.disable()
+    try:
+        from imgclf_nb.weights import load_network
+        load_network(settings.arch, weights=settings.weights)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 def _run(settings: Settings) -> None:
     import imgclf_nb.data   # here, so that no two threads import one library
