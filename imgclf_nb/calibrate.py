@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from sklearn.decomposition import TruncatedSVD
+from sklearn.utils.extmath import randomized_svd
 
 from .judge import measure_distance, scale_rows
 
@@ -69,7 +69,8 @@ def fit_reference(
     "Keep what is needed to tell how far a picture is from the training images."
     rows = scale_rows(features)
     count = min(n_directions, *rows.shape)
-    directions = TruncatedSVD(count, random_state=0).fit(rows).components_.T.astype(np.float32)
+    _, _, directions = randomized_svd(rows, count, n_iter=5, random_state=0)
+    directions = directions.T.astype(np.float32)
     return {"directions": directions, "points": rows @ directions}
 
 # %% ../nbs/06c_calibrate.ipynb #3fd8d77d
