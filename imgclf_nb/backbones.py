@@ -89,16 +89,16 @@ def average_fields(
     return (maps.flatten(2) @ shares.flatten(1).T).transpose(1, 2).flatten(1)
 
 # %% ../nbs/04_backbones.ipynb #2f60d9ce
-def _split_fields(maps: torch.Tensor, grid: int) -> torch.Tensor: # [N, grid*grid*features, h, w]
-    "The map once for each field, with nothing outside it; its averages are those of the fields."
-    if grid == 1: return maps
-    height, width = map(int, maps.shape[2:])
-    shares = height * width * _share_places(height, width, grid).to(maps)
-    return (maps[:, None] * shares[:, None]).flatten(1, 2)
-
 def _weigh(pooled: torch.Tensor) -> torch.Tensor:
     "What makes an average its root when multiplied by it."
     return (pooled.abs() + 1e-4).rsqrt()
+
+def _weigh_places(maps: torch.Tensor, weights: torch.Tensor, grid: int) -> torch.Tensor:
+    "What each place adds [N, C, h, w], by weights [C, grid * grid, D], or [N, C, grid * grid, D]."
+    height, width = map(int, maps.shape[2:])
+    shares = height * width * _share_places(height, width, grid).to(maps)
+    added = weights.flatten(-3, -2) @ maps.flatten(2)   # as if each field were the whole map
+    return (added.unflatten(1, (-1, grid * grid)).unflatten(3, (height, width)) * shares).sum(2)
 
 # %% ../nbs/04_backbones.ipynb #8573847a
 class LinearHead(nn.Module):
@@ -130,10 +130,11 @@ class LinearHead(nn.Module):
         maps: torch.Tensor, # Feature maps, [N, features, h, w]
     ) -> torch.Tensor:      # Evidence, [N, classes, h, w]
         "How much each place speaks for each class; averages over the places to the logits."
-        parts = _split_fields(maps, self.pool_grid)
-        if self.power_norm:
-            parts = parts * _weigh(average_fields(maps, self.pool_grid))[:, :, None, None]
-        return nn.functional.conv2d(parts, self.linear.weight[:, :, None, None], self.linear.bias)
+        weights = self.linear.weight
+        if self.power_norm:   # here, not on the maps, which are larger than a class has weights
+            weights = weights * _weigh(average_fields(maps, self.pool_grid))[:, None]
+        weights = weights.unflatten(-1, (self.pool_grid ** 2, -1))
+        return _weigh_places(maps, weights, self.pool_grid) + self.linear.bias[:, None, None]
 
 # %% ../nbs/04_backbones.ipynb #815e76f6
 @dataclass

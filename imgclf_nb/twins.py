@@ -148,13 +148,22 @@ def _propose_twins(descriptions: list) -> np.ndarray:
     return np.unique(np.array(kept, np.int64).reshape(-1, 2), axis=0)
 
 # %% ../nbs/01d_twins.ipynb #b413b9b6
+def _match(words: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Places of corners [M] and of those that look most like them [M], where both say so."
+    words, others = words.view(np.uint64), others.view(np.uint64)   # [K, 4], [L, 4]
+    bits = np.zeros((len(words), len(others)), np.uint16)   # in which they differ
+    for part in range(4): bits += np.bitwise_count(words[:, part, None] ^ others[:, part])
+    best, own = bits.argmin(1), np.arange(len(words))
+    mutual = (bits.argmin(0)[best] == own) & (bits[own, best] <= 40)
+    return own[mutual], best[mutual]
+
 def _align(one: Description, other: Description) -> tuple:
     "How the first small picture lies on the second, [2, 3], and how many corners say so."
-    matches = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True).match(one.words, other.words)
-    matches = [match for match in matches if match.distance <= 40]
-    if len(matches) < 5: return None, 0
-    ours = one.points[[match.queryIdx for match in matches]] * max(one.small.shape)
-    theirs = other.points[[match.trainIdx for match in matches]] * max(other.small.shape)
+    if min(len(one.words), len(other.words)) < 5: return None, 0
+    ours, theirs = _match(one.words, other.words)
+    if len(ours) < 5: return None, 0
+    ours, theirs = (seen.points[places] * max(seen.small.shape)
+                    for seen, places in ((one, ours), (other, theirs)))
     cv2.setRNGSeed(0)
     moved, agree = cv2.estimateAffinePartial2D(ours, theirs, ransacReprojThreshold=0.75)
     return moved, 0 if moved is None else int(agree.sum())
@@ -168,8 +177,10 @@ def _correlate(grey: np.ndarray, other: np.ndarray, moved: np.ndarray) -> tuple[
     laid = cv2.warpAffine(grey, moved, size, flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
     # what JPEG and resizing change is fine grain
     x, y = (cv2.GaussianBlur(part, (3, 3), 0)[inside].astype(float) for part in (laid, other))
-    if min(x.std(), y.std()) < 4: return 0.0, 0.0   # nothing to be seen
-    return float(np.corrcoef(x, y)[0, 1]), float(min(1, inside.sum() / smaller))
+    spread, other_spread = x.std(), y.std()
+    if min(spread, other_spread) < 4: return 0.0, 0.0   # nothing to be seen
+    correlation = ((x - x.mean()) * (y - y.mean())).mean() / (spread * other_spread)
+    return float(correlation), float(min(1, inside.sum() / smaller))
 
 # %% ../nbs/01d_twins.ipynb #0c45b099
 _CORRELATION, _SHARE = 0.95, 0.5
