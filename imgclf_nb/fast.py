@@ -42,9 +42,9 @@ def _read_parts(features: torch.Tensor):
 
 def _apply(layer: nn.Linear, features: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor):
     "Logits of a layer for features less `mean`, divided by `scale`."
-    weight = layer.weight.T / scale
-    products = torch.cat([part @ weight for part in _read_parts(features)])
-    return products + (layer.bias - mean @ weight)
+    weight = layer.weight / scale
+    products = torch.cat([weight @ part.T for part in _read_parts(features)], 1).T   # not part @ weight: slow
+    return products + (layer.bias - weight @ mean)
 
 def _minimise(layer: nn.Linear, features: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor,
               loss, l2: float):
