@@ -491,6 +491,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'imgclf_nb.report._render': ('report.html#_render', 'imgclf_nb/report.py'),
                                   'imgclf_nb.report._render_sections': ('report.html#_render_sections', 'imgclf_nb/report.py'),
                                   'imgclf_nb.report.add_sections': ('report.html#add_sections', 'imgclf_nb/report.py'),
+                                  'imgclf_nb.report.find_fonts': ('report.html#find_fonts', 'imgclf_nb/report.py'),
                                   'imgclf_nb.report.write_report': ('report.html#write_report', 'imgclf_nb/report.py'),
                                   'imgclf_nb.report.write_table': ('report.html#write_table', 'imgclf_nb/report.py')},
             'imgclf_nb.reproduce': { 'imgclf_nb.reproduce.ReproduceError': ('reproduce.html#reproduceerror', 'imgclf_nb/reproduce.py'),

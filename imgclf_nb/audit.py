@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.linalg import solve
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedKFold
 
 from .backbones import Backbone
 from .data import find_data, read_manifest
@@ -59,13 +59,16 @@ def _score_held_out(features: np.ndarray, given: np.ndarray, groups: np.ndarray,
     "Scores [N, C] from heads that did not see the row's group; NaN where none knew its class."
     n_classes = given.max() + 1
     scores = np.full((len(given), n_classes), np.nan, np.float32)
-    n_folds = min(5, np.bincount(given).max())
+    _, firsts, members = np.unique(groups, return_index=True, return_inverse=True)
+    n_folds = min(5, np.bincount(given[firsts]).max())
     if n_folds < 2: return scores
     every = _add_up(features, np.arange(len(given)), given, n_classes)
     with warnings.catch_warnings():   # of classes with fewer rows than folds
         warnings.simplefilter("ignore")
-        folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-        for train, test in folds.split(given, given, groups):
+        folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)   # of groups
+        for _, chosen in folds.split(firsts, given[firsts]):
+            inside = np.isin(members, chosen)
+            train, test = np.flatnonzero(~inside), np.flatnonzero(inside)
             own = _add_up(features, test, given, n_classes)
             weights, biases = _fit_discriminant(*(a - b for a, b in zip(every, own)))
             test = test[np.isin(given[test], given[train])]

@@ -19,7 +19,7 @@ from .archives import DataError
 from .checks import (CONFLICT, group_pictures, inspect_largest, keep_largest,
                               set_aside_copies)
 from .images import load_pixels
-from .report import write_report, write_table
+from .report import find_fonts, write_report, write_table
 from .settings import Settings, nearest_names
 from .sources import SPLITS, Source, name_source, open_source
 from .splits import split_groups
@@ -98,7 +98,7 @@ def read_manifest(
         raise DataError(f"{file} has no column {', '.join(missing)}; run `imgclf prepare` again")
     if odd := sorted(set(manifest.split) - set(SPLITS)):
         raise DataError(f"{file} has the split {odd[0]!r}; write one of {', '.join(SPLITS)}")
-    manifest["path"] = [str(Path(folder)/path) for path in manifest.path]
+    manifest["path"] = [os.path.join(folder, path) for path in manifest.path]
     try: return manifest.astype(dict(width_px=int, height_px=int))
     except ValueError as error:
         raise DataError(f"can't read {file} ({error}); run `imgclf prepare` again") from error
@@ -115,13 +115,13 @@ def _plot_counts(manifest: pd.DataFrame, most: int = 40) -> Figure:
     "Images of each class as bars, one colour for each split."
     counts = pd.crosstab(manifest.label, manifest.split).reindex(columns=SPLITS, fill_value=0)
     counts = counts.loc[counts.sum(axis=1).sort_values(kind="stable").index[-most:]]
-    names, left = [label.replace("$", r"\$") for label in counts.index], 0
+    names, left = list(counts.index), 0
     figure = Figure(figsize=(6.5, 0.8 + 0.22 * len(counts)), layout="tight")
     ax = figure.subplots()
     for split, colour in zip(SPLITS, ("#2563eb", "#93c5fd", "#f59e0b")):
         ax.barh(range(len(counts)), counts[split], left=left, label=split, color=colour)
         left = left + counts[split]
-    ax.set_yticks(range(len(counts)), names)
+    ax.set_yticks(range(len(counts)), names, fontfamily=find_fonts(names), parse_math=False)
     ax.set_xlabel("images")
     ax.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     ax.spines[["top", "right"]].set_visible(False)

@@ -141,7 +141,7 @@ def hash_file(
     "Compute the SHA-256 of a file without holding it in memory."
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20): digest.update(block)
+        while block := file.read(1 << 24): digest.update(block)
     return digest.hexdigest()
 
 # %% ../nbs/00a_files.ipynb #d8b3de64

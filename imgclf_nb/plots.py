@@ -11,6 +11,8 @@ import pandas as pd
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
+from .report import find_fonts
+
 # %% ../nbs/08a_plots.ipynb #d9a58a9b
 def _shorten(label: str, most: int = 24) -> str:
     "The first characters of a label, with a sign where some are missing."
@@ -34,8 +36,9 @@ def plot_confusion(
         ax.text(column, row, confusion[row, column], ha="center", va="center", fontsize=font,
                 color="white" if shares[row, column] > 0.4 else "black")
     names = [_shorten(label) for label in labels]
-    ax.set_xticks(range(count), names, rotation=90, fontsize=font, parse_math=False)
-    ax.set_yticks(range(count), names, fontsize=font, parse_math=False)
+    written = dict(fontsize=font, fontfamily=find_fonts(names), parse_math=False)
+    ax.set_xticks(range(count), names, rotation=90, **written)
+    ax.set_yticks(range(count), names, **written)
     ax.set(xlabel="prediction", ylabel="truth")
     return figure
 
@@ -114,7 +117,7 @@ def plot_f1(
         ends = scores.get("f1_ci95", [scores["f1"]] * 2)
         ax.plot(ends, [row, row], color="black", lw=1)
         ax.text(max(ends) + 0.01, row, f"{scores['f1']:.3f}", va="center", fontsize=7)
-    ax.set_yticks(range(len(worst)), names, fontsize=8, parse_math=False)
+    ax.set_yticks(range(len(worst)), names, fontsize=8, fontfamily=find_fonts(names), parse_math=False)
     ax.set(xlabel="F1", xlim=(0, 1.1), ylim=(len(worst) - 0.4, -0.6))
     if len(worst) < len(tested):
         ax.set_title(f"the worst {len(worst)} of {len(tested)} classes", fontsize=9)
