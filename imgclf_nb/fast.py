@@ -43,8 +43,8 @@ def _read_parts(features: torch.Tensor):
 def _apply(layer: nn.Linear, features: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor):
     "Logits of a layer for features less `mean`, divided by `scale`."
     weight = layer.weight / scale
-    products = torch.cat([weight @ part.T for part in _read_parts(features)], 1).T   # not part @ weight: slow
-    return products + (layer.bias - weight @ mean)
+    products = torch.cat([weight @ part.T for part in _read_parts(features)], 1)
+    return products.T + (layer.bias - weight @ mean)   # MKL takes twice as long for part @ weight
 
 def _minimise(layer: nn.Linear, features: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor,
               loss, l2: float):

@@ -117,7 +117,8 @@ def plot_f1(
         ends = scores.get("f1_ci95", [scores["f1"]] * 2)
         ax.plot(ends, [row, row], color="black", lw=1)
         ax.text(max(ends) + 0.01, row, f"{scores['f1']:.3f}", va="center", fontsize=7)
-    ax.set_yticks(range(len(worst)), names, fontsize=8, fontfamily=find_fonts(names), parse_math=False)
+    written = dict(fontsize=8, fontfamily=find_fonts(names), parse_math=False)
+    ax.set_yticks(range(len(worst)), names, **written)
     ax.set(xlabel="F1", xlim=(0, 1.1), ylim=(len(worst) - 0.4, -0.6))
     if len(worst) < len(tested):
         ax.set_title(f"the worst {len(worst)} of {len(tested)} classes", fontsize=9)
