@@ -63,7 +63,7 @@ def _score_held_out(features: np.ndarray, given: np.ndarray, groups: np.ndarray,
     n_folds = min(5, np.bincount(given[firsts]).max())
     if n_folds < 2: return scores
     every = _add_up(features, np.arange(len(given)), given, n_classes)
-    with warnings.catch_warnings():   # of classes with fewer rows than folds
+    with warnings.catch_warnings():   # of classes with fewer groups than folds
         warnings.simplefilter("ignore")
         folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)   # of groups
         for _, chosen in folds.split(firsts, given[firsts]):

@@ -94,10 +94,11 @@ def _weigh(pooled: torch.Tensor) -> torch.Tensor:
     return (pooled.abs() + 1e-4).rsqrt()
 
 def _weigh_places(maps: torch.Tensor, weights: torch.Tensor, grid: int) -> torch.Tensor:
-    "What each place adds [N, C, h, w], by weights [C, grid * grid, D], or [N, C, grid * grid, D]."
+    "What each place adds [N, C, h, w], by weights [C, grid * grid * D], or as many for each of N."
     height, width = map(int, maps.shape[2:])
     shares = height * width * _share_places(height, width, grid).to(maps)
-    added = weights.flatten(-3, -2) @ maps.flatten(2)   # as if each field were the whole map
+    weights = weights.unflatten(-1, (grid * grid, -1)).flatten(-3, -2)
+    added = weights @ maps.flatten(2)   # as if each field were the whole map
     return (added.unflatten(1, (-1, grid * grid)).unflatten(3, (height, width)) * shares).sum(2)
 
 # %% ../nbs/04_backbones.ipynb #8573847a
@@ -133,7 +134,6 @@ class LinearHead(nn.Module):
         weights = self.linear.weight
         if self.power_norm:   # here, not on the maps, which are larger than a class has weights
             weights = weights * _weigh(average_fields(maps, self.pool_grid))[:, None]
-        weights = weights.unflatten(-1, (self.pool_grid ** 2, -1))
         return _weigh_places(maps, weights, self.pool_grid) + self.linear.bias[:, None, None]
 
 # %% ../nbs/04_backbones.ipynb #815e76f6

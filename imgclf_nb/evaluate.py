@@ -185,8 +185,8 @@ def _list_sections(metrics: dict, test: pd.DataFrame, probabilities: np.ndarray,
                           ~answers["unsure"].to_numpy(bool))
     return [
         ("Score", [f"{metrics['n_test']:,} test images, apart from the training images. "
-                   f"Accuracy {metrics['accuracy']:.2%} ({_say_interval(metrics)}).", *_say_in_short(metrics),
-                   _list_scores(metrics)]),
+                   f"Accuracy {metrics['accuracy']:.2%} ({_say_interval(metrics)}).",
+                   *_say_in_short(metrics), _list_scores(metrics)]),
         ("Class by class", [plot_f1(metrics["per_class"]), _list_classes(metrics["per_class"])]),
         ("Confusion matrix", ["A row is the truth, a column the prediction.", matrix]),
         ("Most confused pairs",

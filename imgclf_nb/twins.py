@@ -157,6 +157,7 @@ def _match(words: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarra
     mutual = (bits.argmin(0)[best] == own) & (bits[own, best] <= 40)
     return own[mutual], best[mutual]
 
+# %% ../nbs/01d_twins.ipynb #5b45b34b
 def _align(one: Description, other: Description) -> tuple:
     "How the first small picture lies on the second, [2, 3], and how many corners say so."
     if min(len(one.words), len(other.words)) < 5: return None, 0
