@@ -132,7 +132,7 @@ class LinearHead(nn.Module):
     ) -> torch.Tensor:      # Evidence, [N, classes, h, w]
         "How much each place speaks for each class; averages over the places to the logits."
         weights = self.linear.weight
-        if self.power_norm:   # here, not on the maps, which are larger than a class has weights
+        if self.power_norm:   # weighing the map instead would take a copy of it for each field
             weights = weights * _weigh(average_fields(maps, self.pool_grid))[:, None]
         return _weigh_places(maps, weights, self.pool_grid) + self.linear.bias[:, None, None]
 
