@@ -609,7 +609,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'imgclf_nb.train._State.load': ('train.html#_state.load', 'imgclf_nb/train.py'),
                                  'imgclf_nb.train._State.save': ('train.html#_state.save', 'imgclf_nb/train.py'),
                                  'imgclf_nb.train._group_parameters': ('train.html#_group_parameters', 'imgclf_nb/train.py'),
-                                 'imgclf_nb.train._plain_state': ('train.html#_plain_state', 'imgclf_nb/train.py'),
                                  'imgclf_nb.train._save_tensors': ('train.html#_save_tensors', 'imgclf_nb/train.py'),
                                  'imgclf_nb.train.find_lr': ('train.html#find_lr', 'imgclf_nb/train.py'),
                                  'imgclf_nb.train.fit_phase': ('train.html#fit_phase', 'imgclf_nb/train.py'),

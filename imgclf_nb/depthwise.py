@@ -55,7 +55,8 @@ class DenseConv(nn.Module):
         else:
             matrices = (weight @ self.patterns).view(*rows.shape[::2], -1)
             out = torch.baddbmm(bias[:, None, None], rows, matrices)
-        return out.view(-1, len(maps), *self.size).permute(1, 0, 2, 3)
+        maps = out.view(-1, len(maps), *self.size).permute(1, 0, 2, 3)
+        return maps.clone()   # an activation in place would copy a view twice
 
 # %% ../nbs/04b_depthwise.ipynb #5f938289
 def _watch(part: nn.Module, example: torch.Tensor) -> tuple:

@@ -22,12 +22,12 @@ from fastai.torch_core import TensorImage
 from torch import nn
 
 from .backbones import Backbone, cut_backbone
-from .depthwise import restore_convolutions, swap_convolutions
+from .depthwise import DenseConv, restore_convolutions, swap_convolutions
 from .features import (RowFile, _compute_fields, _name_file, make_view,
                                 run_frozen, write_rows)
 from .loaders import _lock
 from .settings import Settings
-from .train import (Checkpoint, _Bfloat16, _FrozenStatistics, _group_parameters,
+from .train import (Checkpoint, _Bfloat16, _FrozenStatistics, _adam, _group_parameters,
                              fit_phase)
 
 # %% ../nbs/05a_fast.ipynb #8c3f9c25
@@ -130,7 +130,7 @@ def _make_part_loaders(activations: RowFile, places: _Activations, labels: list,
     def read(item: int) -> TensorImage:
         place = item * views + random.randrange(views) if item < count else (
             count * views + item - count)
-        return TensorImage(torch.from_numpy(activations[place].astype(np.float32)))
+        return TensorImage(torch.tensor(activations[place]).float())   # NumPy is slow at it
     def label(item: int) -> str:
         return labels[int(places.train[item] if item < count else places.val[item - count])]
     splits = [list(range(count)), list(range(count, count + len(places.val)))]
@@ -234,9 +234,10 @@ def _make_part(run: FastRun) -> tuple[Learner, Path]:
     activations = _store_activations(run, places, file)
     top = dataclasses.replace(run.backbone, body=upper, stages=run.backbone.stages[-run.n_top:])
     def split(model): return [*_group_parameters(top), list(model[1].parameters())]
+    dense = any(isinstance(layer, DenseConv) for layer in upper.modules())   # has its own order
     part = Learner(_make_part_loaders(activations, places, run.labels, settings), run.model,
-                   loss_func=run.learner.loss_func, metrics=accuracy,
-                   splitter=split, cbs=[_FrozenStatistics(), _Bfloat16(channels_last=False)])
+                   loss_func=run.learner.loss_func, metrics=accuracy, opt_func=_adam,
+                   splitter=split, cbs=[_FrozenStatistics(), _Bfloat16(channels_last=not dense)])
     return part, file
 
 # %% ../nbs/05a_fast.ipynb #6a1f9be0

@@ -35,6 +35,7 @@ def _key(settings: Settings, manifest: pd.DataFrame) -> str:
         "fine_tune_stages", "head_lr", "fine_tune_lr", "find_lr", "balance", "mixup",
         "label_smoothing", "flip", "recipe", "views", "power_norm", "pool_grid"})
     if settings.recipe == "fast": matters["cache_gb"] = settings.cache_gb   # so many views fit
+    matters["optimizer"] = "AdamW"   # a checkpoint holds its averages
     weights = hash_file(settings.weights) if settings.weights else None
     text = json.dumps([matters, weights, fingerprint_data(manifest)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -7,19 +7,20 @@ __all__ = ['make_learner', 'find_lr', 'Checkpoint', 'fit_phase', 'fit_phases', '
 
 # %% ../nbs/05_train.ipynb #a14d78a6
 import random, tempfile, time
+from functools import partial
 from pathlib import Path
 
 import fastai.callback.schedule  # adds fit_one_cycle and lr_find to Learner
 import pandas as pd
 import torch
-from fastcore.foundation import L
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
-from fastai.torch_core import set_seed, to_device
+from fastai.optimizer import OptimWrapper
+from fastai.torch_core import set_seed
 from fastai.vision.learner import vision_learner
 from matplotlib.figure import Figure
 from torch import nn
@@ -49,11 +50,22 @@ class _Bfloat16(Callback):
                   else torch.backends.mkldnn.is_available()
                   and torch.ops.mkldnn._is_mkldnn_bf16_supported())
         self.cast = torch.autocast(device, torch.bfloat16, enabled=native)
-        if native and self.channels_last: self.model.to(memory_format=torch.channels_last)
-    def before_batch(self): self.cast.__enter__()
+        last = native and self.channels_last
+        self.layout = torch.channels_last if last else torch.preserve_format
+        self.model.to(memory_format=self.layout)
+
+    def before_batch(self):
+        def move(x): return x.to(memory_format=self.layout) if x.ndim == 4 else x   # tokens have 3
+        self.learn.xb = tuple(map(move, self.xb))
+        self.cast.__enter__()
+
     def after_pred(self):
         self.cast.__exit__(None, None, None)
         self.learn.pred = self.pred.float()
+
+# %% ../nbs/05_train.ipynb #1f08ab6f
+_adam = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True, betas=(0.9, 0.99), eps=1e-5,
+                weight_decay=0.01)
 
 # %% ../nbs/05_train.ipynb #86153a3b
 def make_learner(
@@ -76,7 +88,8 @@ def make_learner(
     head = LinearHead(backbone.n_features, loaders.c, power_norm=settings.power_norm,
                       pool_grid=settings.pool_grid)
     learner = vision_learner(loaders, build, custom_head=head, splitter=split, loss_func=loss,
-                             metrics=accuracy, normalize=False, init=None, train_bn=False)
+                             opt_func=_adam, metrics=accuracy, normalize=False, init=None,
+                             train_bn=False)
     learner.add_cbs([_FrozenStatistics(), _Bfloat16()])
     return learner
 
@@ -165,14 +178,7 @@ class Checkpoint(_State, Callback):
         if self.best is None or losses["valid_loss"] < self.best["loss"]:
             self.best = {"loss": losses["valid_loss"], "epoch": len(self.history),
                          "model": {name: value.clone() for name, value in model.items()}}
-        self.save(model=model, optimizer=_plain_state(self.opt))
-
-# %% ../nbs/05_train.ipynb #255164fd
-def _plain_state(optimizer) -> dict:
-    "An optimizer's state in plain types only, so that reading it runs no code."
-    state = optimizer.state_dict()
-    hypers = [{name: float(value) for name, value in group.items()} for group in state["hypers"]]
-    return dict(state=list(state["state"]), hypers=hypers)
+        self.save(model=model, optimizer=self.opt.state_dict()["state"])   # the cycle has the rest
 
 # %% ../nbs/05_train.ipynb #e5c5f217
 def fit_phase(
@@ -188,9 +194,7 @@ def fit_phase(
     learner.opt = None
     learner.freeze_to(depth)
     if checkpoint.optimizer:
-        state = to_device(checkpoint.optimizer, learner.dls.device)
-        kept = {name: L(values) for name, values in state.items()}
-        learner.opt.load_state_dict(kept)
+        learner.opt.load_state_dict({**learner.opt.state_dict(), "state": checkpoint.optimizer})
     learner.fit_one_cycle(epochs, rate, cbs=checkpoint, start_epoch=checkpoint.done)
 
 # %% ../nbs/05_train.ipynb #04718084
