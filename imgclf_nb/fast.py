@@ -227,6 +227,7 @@ def _solve(run: FastRun, checkpoint: Checkpoint, features: torch.Tensor, began: 
     head.linear.load_state_dict(layer.state_dict())
     _begin(checkpoint, run.model, reached, time.perf_counter() - began)
 
+# %% ../nbs/05a_fast.ipynb #c55df7fd
 def _make_part(run: FastRun) -> tuple[Learner, Path]:
     "A learner for the upper stages and the head, and the file of activations that feeds it."
     settings, places, upper = run.settings, run.places, run.parts[1]

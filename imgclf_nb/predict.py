@@ -17,6 +17,7 @@ from queue import SimpleQueue
 import numpy as np
 from PIL import Image
 
+from .archives import walk_folder
 from .bundle import Bundle, BundleError, read_bundle
 from .files import hash_file
 from .images import SUFFIXES, ImageError, load_pixels
@@ -199,16 +200,10 @@ def _decode(source, info, **options) -> np.ndarray | None:
 # %% ../nbs/07_predict.ipynb #67d8e3a3
 def list_pictures(
     folder: str | Path, # Folder, with subfolders
-) -> list[Path]:        # Files with one of `SUFFIXES`, sorted; hidden ones are left out
-    "List the pictures below a folder, without opening them."
-    found = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        here, up = Path(place), Path(place).parent.resolve()
-        loops = here != Path(folder) and up.is_relative_to(here.resolve())   # a link back up
-        folders[:] = [] if loops else [name for name in folders if not name.startswith(".")]
-        found += [here/name for name in names if not loops and not name.startswith(".")
-                  and os.path.splitext(name)[1].lower() in SUFFIXES]
-    return sorted(found)
+) -> list[Path]:        # Files with one of `SUFFIXES`, sorted; no debris
+    "List the pictures below a folder, unopened; raises `DataError` if a folder can't be read."
+    return sorted(here/name for here, names in walk_folder(folder) for name in names
+                  if os.path.splitext(name)[1].lower() in SUFFIXES)
 
 # %% ../nbs/07_predict.ipynb #736917dc
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
 __all__ = ['CHANGES', 'disturb', 'measure_robustness', 'plot_robustness', 'ProbeError', 'list_unknown', 'answer_unknown']
 
 # %% ../nbs/07d_probes.ipynb #2898cda5
+import os
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -107,9 +108,9 @@ def list_unknown(
     folder: str | Path, # Folder with pictures that show none of the classes, also in subfolders
 ) -> list[Path]:        # The pictures
     "List pictures of unknown things; raises `ProbeError` if there are none."
-    paths = list_pictures(folder)
-    if paths: return paths
-    why = "no pictures in this folder" if Path(folder).is_dir() else "no such folder"
+    exists = os.path.isdir(folder)
+    if exists and (paths := list_pictures(folder)): return paths
+    why = "no pictures in this folder" if exists else "no such folder"
     raise ProbeError(f"unknown-dir={folder}: {why}; "
                      "give a folder with pictures that show none of the classes")
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .archives import ARCHIVES, DataError, is_debris, unpack_archive
+from .archives import ARCHIVES, DataError, unpack_archive, walk_folder
 from .download import download_file, has_md5
 from .files import hash_file, replace_folder, write_atomic
 from .images import SUFFIXES
@@ -83,22 +83,13 @@ class Source:
 
 def _scan_folder(root: Path, skip: tuple = ()) -> tuple[list, Counter]:
     "Paths of the pictures below `root` but not in `skip`; number of other files by suffix."
-    def refuse(error):
-        raise DataError(f"can't read {error.filename}: {error.strerror}; mend its permissions")
+    def is_ours(here): return here.resolve() in skip or (here/"source.json").exists()
     paths, ignored = [], Counter()
-    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
-        here, up = Path(folder), Path(folder).parent.resolve()
-        inside = here != root
-        if inside and (up.is_relative_to(here.resolve()) or here.resolve() in skip
-                       or (here/"source.json").exists()):
-            folders.clear()   # a link back up, our results, or a data set that was prepared earlier
-            continue
-        folders[:] = [name for name in folders if not is_debris(name)]
+    for here, names in walk_folder(root, skip=is_ours):
         for name in names:
-            if is_debris(name): continue
             suffix = os.path.splitext(name)[1].lower()
             if suffix in SUFFIXES: paths.append((here/name).relative_to(root).as_posix())
-            elif inside: ignored[suffix or "no suffix"] += 1
+            elif here != root: ignored[suffix or "no suffix"] += 1
     return sorted(paths), ignored
 
 # %% ../nbs/02_sources.ipynb #4b00e40c

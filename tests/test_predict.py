@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imgclf_nb.archives import DataError
 from imgclf_nb.bundle import BundleError, write_bundle
 from imgclf_nb.cli import main
 from imgclf_nb.example import draw_example, write_example_bundle
@@ -111,6 +112,22 @@ def test_linked_folders_are_looked_into_once(tmp_path):
     (tmp_path / "photos" / "up").symlink_to(tmp_path / "photos")
     assert [path.relative_to(tmp_path).as_posix() for path in list_pictures(tmp_path / "photos")] == [
         "photos/dir.jpg/a.jpg", "photos/link/b.jpg"]
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path, monkeypatch):
+    """Not left out, or somebody would take the answers for all there are."""
+    (tmp_path / "photos" / "locked").mkdir(parents=True)
+    (tmp_path / "photos" / "a.jpg").touch()
+    scan = os.scandir
+
+    def refuse(folder):   # root may read everything
+        if str(folder).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match="can't read .*locked: Permission denied; mend its permissions"):
+        list_pictures(tmp_path / "photos")
 
 
 def test_thousands_are_never_held_at_once(bundle):
