@@ -235,7 +235,8 @@ def _make_part(run: FastRun) -> tuple[Learner, Path]:
     activations = _store_activations(run, places, file)
     top = dataclasses.replace(run.backbone, body=upper, stages=run.backbone.stages[-run.n_top:])
     def split(model): return [*_group_parameters(top), list(model[1].parameters())]
-    dense = any(isinstance(layer, DenseConv) for layer in upper.modules())   # has its own order
+    # its maps have a layout of their own
+    dense = any(isinstance(layer, DenseConv) for layer in upper.modules())
     part = Learner(_make_part_loaders(activations, places, run.labels, settings), run.model,
                    loss_func=run.learner.loss_func, metrics=accuracy, opt_func=_adam,
                    splitter=split, cbs=[_FrozenStatistics(), _Bfloat16(channels_last=not dense)])
