@@ -140,8 +140,8 @@ class _State:
         if not self.path.exists(): return None
         state = torch.load(self.path, "cpu", weights_only=True)
         if state["key"] != self.key:
-            raise SettingsError(f"{self.path} belongs to a run with other settings, weights or "
-                                f"data: repeat its settings, or train without --resume")
+            raise SettingsError(f"{self.path} is of a run with other settings, weights, data or "
+                                "version: repeat its settings, or train without --resume")
         self.phase, self.done = state["phase"], state["done"]
         self.history, self.best = state["history"], state["best"]
         self.start, self.optimizer = state["start"], state.get("optimizer")
