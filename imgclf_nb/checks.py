@@ -40,8 +40,9 @@ def _inspect(path: str, settings: Settings) -> tuple:
         info = os.stat(path)
         if not stat.S_ISREG(info.st_mode): raise ImageError("not a file")
         if info.st_size > settings.max_file_mb * 1e6:
-            raise ImageError(f"{info.st_size / 1e6:.0f} MB; the limit is {settings.max_file_mb:g} "
-                             f"(--max-file-mb)")
+            raise ImageError(f"the file has {info.st_size / 1e6:.0f} MB; the limit is "
+                             f"{settings.max_file_mb:g}, so make it smaller",
+                             option="--max-file-mb")
         data = Path(path).read_bytes()
         return hashlib.sha256(data).hexdigest(), *_decode(data, settings), ""
     except ImageError as error: reason = error.for_owner()

@@ -160,7 +160,8 @@ def _predict(settings: Settings, paths: list) -> None:
     from imgclf_nb.predict import Predictor
     files = find_pictures(paths)
     predictor = Predictor(settings.model_dir/"bundle", precision=settings.precision,
-                          workers=settings.workers, max_megapixels=settings.max_megapixels)
+                          workers=settings.workers, max_megapixels=settings.max_megapixels,
+                          max_file_mb=settings.max_file_mb)
     answers = predictor.predict_many(files, top_k=settings.top_k)
     _print_rows(_rows(files, answers), settings.format)
 

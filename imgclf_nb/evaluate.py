@@ -259,7 +259,8 @@ def evaluate(
     if "source" in settings.model_fields_set: check_origin(folder, settings.source)
     manifest = read_manifest(folder)
     predictor = Predictor(settings.model_dir/"bundle", precision=settings.precision,
-                          workers=settings.workers, max_megapixels=settings.max_megapixels)
+                          workers=settings.workers, max_megapixels=settings.max_megapixels,
+                          max_file_mb=float("inf"))   # `prepare` let them pass
     check_fit(predictor.info, manifest, folder.name)
     if settings.unknown_dir: list_unknown(settings.unknown_dir)
     check_writable(settings.results_dir)   # before minutes go by

@@ -26,7 +26,7 @@ _TRAIN = [*_WHERE, "model_dir", "results_dir", "image_size_px", "fit", *_PICTURE
 _EVALUATE = [*_WHERE, "model_dir", "results_dir", *_PICTURES, "precision", "unknown_dir",
              "robustness"]
 _EXPORT = [*_WHERE, "model_dir", *_PICTURES, "cache_gb", "precision"]
-_PREDICT = ["model_dir", "top_k", "format", *_PICTURES, "precision"]
+_PREDICT = ["model_dir", "top_k", "format", *_PICTURES, "max_file_mb", "precision"]
 _SERVE = ["model_dir", "results_dir", "data_dir", "workers", "max_megapixels", "precision", "top_k",
           "host", "port", "api_key", "rate_limit", "max_upload_mb", "max_request_mb", "max_files",
           "max_waiting", "body_timeout_s", "processes", "trusted_proxies", "log_format", "page",

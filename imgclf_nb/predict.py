@@ -6,7 +6,7 @@
 __all__ = ['PredictError', 'check_precision', 'list_pictures', 'Prediction', 'Predictor']
 
 # %% ../nbs/07_predict.ipynb #dd186892
-import os, sys
+import os, stat, sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -180,14 +180,19 @@ def _add_lone_lane(engine: _Engine, request) -> None:
     engine._lone.put(request)
 
 # %% ../nbs/07_predict.ipynb #f9cb4ff0
-def _decode(source, info, **options) -> np.ndarray | None:
+def _decode(source, info, *, max_file_mb: float = 50, **options) -> np.ndarray | None:
     "Load a picture as `load_pixels` does; raise `ImageError` for whatever is wrong with it."
     if not isinstance(source, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
         raise ImageError(f"a picture can't be of type {type(source).__name__}: "
                          "give a path, bytes, a Pillow picture or a uint8 array")
     try:
-        if isinstance(source, (str, os.PathLike)) and Path(source).is_dir():
-            raise ImageError("this is a folder: give the files in it")
+        if isinstance(source, (str, os.PathLike)):
+            file = os.stat(source)
+            if stat.S_ISDIR(file.st_mode): raise ImageError("this is a folder: give the files in it")
+            if file.st_size > max_file_mb * 1e6:
+                raise ImageError(f"the file has {file.st_size / 1e6:.0f} MB; the limit is "
+                                 f"{max_file_mb:g}, so make it smaller", "too large",
+                                 "--max-file-mb")
         if 0 in (source.shape if isinstance(source, np.ndarray) else getattr(source, "size", ())):
             raise ImageError("the picture has no pixels")
         return load_pixels(source, size_px=info.image_size_px, fit=info.fit, **options)
@@ -234,10 +239,12 @@ class Predictor(_Engine):
         precision: str = "auto",    # `auto`, `f32` or `bf16`
         workers: int | None = None, # Threads of `predict_many`; by default two for each core
         max_megapixels: float = 25, # Refuse larger pictures, in millions of pixels
+        max_file_mb: float = 50,    # Refuse larger files, in MB
         quick: bool = False,        # Let all cores work on a picture that comes alone
     ):
         super().__init__(read_bundle(bundle), precision, quick)
-        self.workers, self.max_megapixels = workers or 2 * (os.cpu_count() or 1), max_megapixels
+        self.workers = workers or 2 * (os.cpu_count() or 1)
+        self.limits = dict(max_megapixels=max_megapixels, max_file_mb=max_file_mb)
 
     def decode(self,
         source,                   # What `predict` takes
@@ -245,8 +252,7 @@ class Predictor(_Engine):
         light_only: bool = False, # Give `None` for a picture that takes much time and memory
     ) -> np.ndarray | None:       # Pixels as `run` takes them, uint8 [S,S,3]
         "Bring a picture to the size of the network; raises `ImageError` if it can't be read."
-        return _decode(source, self.info, max_megapixels=self.max_megapixels,
-                       light_only=light_only)
+        return _decode(source, self.info, **self.limits, light_only=light_only)
 
     def rank(self,
         outputs: dict,  # What `run` gave

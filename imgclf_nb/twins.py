@@ -32,7 +32,8 @@ def read_grey(
     turn = _find_turn(picture)
     with _explain_damage():
         picture.draft("L", (_SIDE_PX, _SIDE_PX))
-        picture = convert_rgb(picture).convert("L")
+        if picture.mode != "L" or picture.has_transparency_data:
+            picture = convert_rgb(picture).convert("L")
         if turn is not None: picture = picture.transpose(turn)
         picture.thumbnail((_SIDE_PX, _SIDE_PX), reducing_gap=2)
         return np.asarray(picture)
@@ -60,7 +61,7 @@ def describe_picture(
         wave = np.packbits(low > np.median(low[1:])).view(np.uint64)[0]
     if not points:
         return Description(np.zeros((0, 2), np.float32), np.zeros((0, 32), np.uint8), wave, small)
-    points = np.array([point.pt for point in points], np.float32) / side
+    points = cv2.KeyPoint.convert(points) / side
     return Description(points[:_CORNERS], words[:_CORNERS], wave, small)
 
 # %% ../nbs/01d_twins.ipynb #8c4f19d2

@@ -1,6 +1,8 @@
 """One picture, one answer: alone, in thousands, from fifty threads, and whatever is wrong with the others."""
+import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -101,6 +103,19 @@ def test_no_permission(predictor, tmp_path, files):
     locked.chmod(0)
     with pytest.raises(ImageError, match="no permission"):
         predictor.predict(locked)
+
+
+def test_a_file_of_gigabytes_does_not_fill_the_memory(tmp_path, bundle, files):
+    """It is refused unread, and the next picture is answered."""
+    (tmp_path / "photos").mkdir()
+    with open(tmp_path / "photos" / "film.jpg", "wb") as file:
+        file.truncate(64 * 10**9)   # more than the machine has; takes no room on the disk
+    shutil.copy(files[1], tmp_path / "photos" / "zoo.png")
+    done = subprocess.run([Path(sys.executable).parent / "imgclf", "predict", "photos", "--model-dir", bundle.path.parent, "--format", "csv"],
+                          cwd=tmp_path, capture_output=True, text=True)
+    film, zoo = csv.DictReader(done.stdout.splitlines())
+    assert "64000 MB; the limit is 50" in film["error"] and "--max-file-mb" in film["error"] and not film["label"]
+    assert zoo["label"] and not zoo["error"]
 
 
 def test_linked_folders_are_looked_into_once(tmp_path):
