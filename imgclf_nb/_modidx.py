@@ -409,6 +409,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'imgclf_nb.page._Page.preprocess_data': ('page.html#_page.preprocess_data', 'imgclf_nb/page.py'),
                                 'imgclf_nb.page._correct': ('page.html#_correct', 'imgclf_nb/page.py'),
                                 'imgclf_nb.page._find_files': ('page.html#_find_files', 'imgclf_nb/page.py'),
+                                'imgclf_nb.page._forget': ('page.html#_forget', 'imgclf_nb/page.py'),
                                 'imgclf_nb.page._lay_feedback': ('page.html#_lay_feedback', 'imgclf_nb/page.py'),
                                 'imgclf_nb.page._lay_many': ('page.html#_lay_many', 'imgclf_nb/page.py'),
                                 'imgclf_nb.page._lay_one': ('page.html#_lay_one', 'imgclf_nb/page.py'),

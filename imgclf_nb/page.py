@@ -6,7 +6,7 @@
 __all__ = ['check_upload', 'store_feedback', 'make_page', 'mount_page']
 
 # %% ../nbs/09h_page.ipynb #865a170e
-import asyncio, functools, logging, secrets, threading
+import asyncio, functools, json, logging, secrets, threading
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
@@ -146,13 +146,16 @@ class _Events:
 # %% ../nbs/09h_page.ipynb #7e5c5cfa
 async def _see_many(self, files):
     if not files: return gr.Gallery([], visible=False), "", gr.DownloadButton(visible=False)
-    if len(files) > self.settings.max_files:
-        raise ImageError(f"{len(files)} files at once: send at most {self.settings.max_files}")
     paths = [check_upload(file, uploads=self.uploads) for file in files]
     names = [str(file.get("orig_name") or path.name).replace("\\", "/").split("/")[-1][:200]
              for file, path in zip(files, paths)]
-    answers = [getattr(answer, "prediction", answer)
-               for answer in await self.service.answer_many(paths, self.settings.top_k)]
+    try:
+        if len(files) > self.settings.max_files:
+            raise ImageError(f"{len(files)} files at once: send at most {self.settings.max_files}")
+        answers = [getattr(answer, "prediction", answer)
+                   for answer in await self.service.answer_many(paths, self.settings.top_k)]
+    except ImgclfError as error:
+        return gr.Gallery([], visible=False), show_answer(error), gr.DownloadButton(visible=False)
     table, text = list_answers(names, answers)
     file = self.uploads/secrets.token_hex(16)/"predictions.csv"
     with write_atomic(file) as partial: partial.write_text(text, encoding="utf-8", newline="")
@@ -178,6 +181,12 @@ _Events.see_many, _Events.correct, _Events.score = _see_many, _correct, _score
 
 # %% ../nbs/09h_page.ipynb #3e15f1a5
 _PRIVATE = dict(preprocess=False, api_visibility="private", show_progress="minimal")
+_AWAITED = '<div class="answer waiting" role="status"><p class="verdict">No answer yet</p></div>'
+def _forget(component, *old) -> None:
+    "Clear `old`, pairs of a component and its empty state, in the browser when an input changes."
+    parts, empty = [part for part, _ in old], json.dumps([value for _, value in old])
+    component.change(None, component, parts, api_visibility="private", js=f"() => {empty}")
+
 def _lay_one(events: _Events, examples: list) -> gr.Image:
     "The tab for one photograph; gives the component that takes it."
     state = gr.State(time_to_live=900)
@@ -196,26 +205,28 @@ def _lay_one(events: _Events, examples: list) -> gr.Image:
             choice = gr.Radio([], label="What speaks for", visible=False, elem_id="choice")
         with gr.Column(min_width=280):
             answer = gr.HTML(WAITING, elem_id="answer", container=True)
-            thanks = _lay_feedback(events, photo)
+            right, thanks = _lay_feedback(events, photo)
     if examples:
         gr.Examples([[path] for path in examples], photo, label="Or try one of these",
                     elem_id="examples", api_visibility="private")
         photo.keep_in_cache.update(examples)
     outputs = [answer, heat, choice, state, thanks]
+    hidden = {"__type__": "update", "visible": False}
+    _forget(photo, (answer, _AWAITED), (heat, None), (choice, hidden), (right, None), (thanks, ""))
     photo.change(_tell(events.see), photo, outputs, **_PRIVATE)
     choice.input(_tell(events.look), [choice, state], heat, **_PRIVATE)
     return photo
 
 # %% ../nbs/09h_page.ipynb #1b7463c8
-def _lay_feedback(events: _Events, photo: gr.Image) -> gr.HTML:
-    "The corner for corrections, if they are wanted; gives the component for thanks."
+def _lay_feedback(events: _Events, photo: gr.Image) -> tuple[gr.Dropdown, gr.HTML]:
+    "The corner for corrections, if they are wanted; gives the components for label and thanks."
     wanted = events.settings.feedback_dir is not None
     with gr.Accordion("Wrong? Tell us", open=False, visible=wanted, elem_id="feedback"):
         right = gr.Dropdown(events.labels, value=None, label="It really shows", elem_id="right")
         store = gr.Button("Store the photograph with this label", elem_id="store")
         thanks = gr.HTML(elem_id="thanks")
     if wanted: store.click(_tell(events.correct), [photo, right], thanks, **_PRIVATE)
-    return thanks
+    return right, thanks
 
 def _lay_many(events: _Events) -> None:
     "The tab for several photographs."
@@ -226,6 +237,8 @@ def _lay_many(events: _Events) -> None:
                          visible=False)
     table = gr.HTML(elem_id="table")
     download = gr.DownloadButton("Download as CSV", visible=False, elem_id="csv")
+    hidden = {"__type__": "update", "visible": False}
+    _forget(files, (gallery, hidden), (table, ""), (download, hidden))
     files.change(_tell(events.see_many), files, [gallery, table, download], **_PRIVATE)
 
 # %% ../nbs/09h_page.ipynb #15fac46f

@@ -191,7 +191,41 @@ def test_several_with_a_broken_one_among_them(visit, folder, predictor, tmp_path
     assert float(table[0]["probability"]) == pytest.approx(predictor.predict(folder / "red.jpg").probability, abs=1e-6)
     assert [bool(row["error"]) for row in table] == [False, True, False, True]
     page.set_input_files("#files input[type=file]", [folder / "red.jpg"] * 2)   # 6 files: 4 are allowed
-    page.wait_for_selector("[data-testid=toast-body]:has-text('at most 4')")
+    page.wait_for_selector("#table:has-text('at most 4')")
+    for gone in ("#table table", "#gallery img", "#csv"):   # the former answers: they are not those of 6 files
+        wait_for_count(page, gone, 0)
+
+
+def test_no_former_answer_stays_beside_another_photograph(visit, folder):
+    """Neither its label, its heat map nor a correction that was chosen, though the question never reaches the server."""
+    page = visit()
+    upload(page, folder / "red.jpg")
+    page.wait_for_selector("#answer .bars")
+    wait_for_picture(page, "#heat img")
+    page.get_by_text("Wrong? Tell us").click()
+    page.locator("#right input").click()
+    page.get_by_role("option", name="leaf", exact=True).click()
+    page.route("**/queue/join*", lambda route: route.fulfill(status=200, json={"event_id": "lost"}))   # for ever
+    page.locator("#photo button[aria-label='Remove Image'], #photo button[aria-label='Clear']").first.click()
+    page.wait_for_selector("#photo input[type=file]", state="attached")
+    upload(page, folder / "=green.png")
+    page.wait_for_selector("#answer:has-text('No answer yet')")
+    assert not page.locator("#answer .bars, #heat img").count() and not page.locator("#choice").is_visible()
+
+
+def test_a_correction_is_chosen_for_each_photograph(visit, folder):
+    page = visit()
+    upload(page, folder / "red.jpg")
+    page.wait_for_selector("#answer .bars")
+    page.get_by_text("Wrong? Tell us").click()
+    page.locator("#right input").click()
+    page.get_by_role("option", name="leaf", exact=True).click()
+    assert page.input_value("#right input") == "leaf"
+    page.locator("#photo button[aria-label='Remove Image'], #photo button[aria-label='Clear']").first.click()
+    page.wait_for_selector("#answer:has-text('What is it?')")
+    upload(page, folder / "=green.png")
+    page.wait_for_selector("#answer .bars")
+    assert page.input_value("#right input") == ""
 
 
 def test_score_card(visit, folder):
