@@ -51,4 +51,4 @@ class Judge:
         "Look at the distance first, then at the confidence."
         if self.reference and not measure_distance(features[None], self.reference)[0] <= self.most:
             return UNLIKE
-        return LOW if confidence < self.least else None
+        return None if confidence >= self.least else LOW   # NaN is not sure

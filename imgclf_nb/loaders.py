@@ -109,8 +109,9 @@ def _lock(folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder/".lock", "w") as file:
             if fcntl:
-                with suppress(OSError): fcntl.flock(file, fcntl.LOCK_EX)   # some disks have none
-            for half in folder.glob(".*.partial"): half.unlink()   # of a process that was killed
+                with suppress(OSError):   # some disks have no locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    for half in folder.glob(".*.partial"): half.unlink()   # its process was killed
             yield
 
 def _make_room(folder: Path, n_bytes: int, budget_bytes: float) -> None:

@@ -61,7 +61,7 @@ def _bootstrap_ece(truth: np.ndarray, probabilities: np.ndarray, groups: np.ndar
     low, high = 2 * measured - np.quantile(draws, [0.975, 0.025])
     chance = _draw_calibrated(probabilities, bin_of, number, random)
     if measured <= np.quantile(chance, 0.975): low = 0
-    return [float(np.clip(low, 0, measured)), float(max(high, measured))]
+    return [float(np.clip(low, 0, measured)), float(np.clip(high, measured, 1))]
 
 # %% ../nbs/08_metrics.ipynb #382a8870
 def _wilson(right: float, n: float) -> list[float]:

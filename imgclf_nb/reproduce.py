@@ -170,13 +170,16 @@ def list_differences(
     old: str | Path, # Results folder of a run
     new: str | Path, # Results folder of its repetition
 ) -> dict:           # What was compared -> `the same`, or what differs
-    "Compare two runs in all that was recorded."
+    "Compare two runs in all that was recorded of each of their parts."
     old, new = Path(old), Path(new)
-    a, b = (_read_record(run)["parts"][-1] for run in (old, new))
-    plain = [{k: v for k, v in part["settings"].items() if k not in _PLACES} for part in (a, b)]
-    found = {"settings": _list_differences(*plain)}
-    for name in ("versions", "hardware", "git", "data", "network"):
-        found[name] = _list_differences(a[name], b[name])
+    runs = [{"+".join(part["steps"]): part for part in _read_record(run)["parts"]}
+            for run in (old, new)]
+    for part in (part for parts in runs for part in parts.values()):
+        part["settings"] = {k: v for k, v in part["settings"].items() if k not in _PLACES}
+    found = {}
+    for name in ("settings", "versions", "hardware", "git", "data", "network"):
+        picked = [{steps: part[name] for steps, part in parts.items()} for parts in runs]
+        found[name] = _list_differences(*picked)
     scores = _read_scores(old), _read_scores(new)
     found["metrics"] = _list_differences(*scores) if all(scores) else "not recorded"
     return {**found, "first choices": _compare_answers(old, new)}

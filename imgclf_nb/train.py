@@ -57,15 +57,30 @@ class _Bfloat16(Callback):
     def before_batch(self):
         def move(x): return x.to(memory_format=self.layout) if x.ndim == 4 else x   # tokens have 3
         self.learn.xb = tuple(map(move, self.xb))
-        self.cast.__enter__()
+        forward = partial(type(self.model).forward, self.model)
+        self.model.forward = self.cast(forward)   # ends with it, also when that is broken off
 
     def after_pred(self):
-        self.cast.__exit__(None, None, None)
+        del self.model.forward
         self.learn.pred = self.pred.float()
 
 # %% ../nbs/05_train.ipynb #1f08ab6f
 _adam = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True, betas=(0.9, 0.99), eps=1e-5,
                 weight_decay=0.01)
+
+# %% ../nbs/05_train.ipynb #5ba1a002
+class _Balanced(CrossEntropyLossFlat):
+    "Cross-entropy in which a picture counts by the weight of its class, whatever batch it is in."
+    def __init__(self, weight: torch.Tensor | None = None, label_smoothing: float = 0.0):
+        super().__init__(label_smoothing=label_smoothing)
+        self.weight = weight
+
+    def __call__(self, logits, targets, **kwargs):
+        if self.weight is None: return super().__call__(logits, targets, **kwargs)
+        losses = nn.functional.cross_entropy(logits, targets.long(), reduction="none",
+                                             label_smoothing=self.func.label_smoothing)
+        losses = losses * self.weight.to(losses)[targets.long()]
+        return losses if self.reduction == "none" else losses.mean()
 
 # %% ../nbs/05_train.ipynb #86153a3b
 def make_learner(
@@ -84,7 +99,7 @@ def make_learner(
     def build(pretrained): return nn.Sequential(backbone.body, nn.AdaptiveAvgPool2d(1))
     def split(model):
         return _group_parameters(backbone) + [list(model[1].parameters())]
-    loss = CrossEntropyLossFlat(weight=weight, label_smoothing=settings.label_smoothing)
+    loss = _Balanced(weight, settings.label_smoothing)
     head = LinearHead(backbone.n_features, loaders.c, power_norm=settings.power_norm,
                       pool_grid=settings.pool_grid)
     learner = vision_learner(loaders, build, custom_head=head, splitter=split, loss_func=loss,
