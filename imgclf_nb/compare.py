@@ -7,6 +7,7 @@ __all__ = ['CompareError', 'read_answers', 'measure_difference', 'say_difference
 
 # %% ../nbs/08d_compare.ipynb #23a57160
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -103,10 +104,16 @@ def _read_metrics(run: str | Path) -> dict:
     file = Path(run)/"metrics.json"
     try:
         score = json.loads(file.read_text(encoding="utf-8"))
-        dict(score["model"])["name"], dict(score["model"])["arch"]
+        model = dict(score["model"])
+        model["name"], model["arch"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CompareError(f"can't read {file} ({type(error).__name__}: {error}); run `imgclf "
                            "evaluate` again") from error
+    with suppress(OSError, ValueError, LookupError, TypeError):   # runs may lack a record
+        record = json.loads(file.with_name("run.json").read_text(encoding="utf-8"))
+        if record["parts"][-1]["network"] != model["network"]:
+            raise CompareError(f"{file} is the score of an earlier model: {run} was trained anew "
+                               "since; run `imgclf evaluate` first")
     return score
 
 def compare_runs(

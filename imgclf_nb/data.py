@@ -25,9 +25,15 @@ from .sources import SPLITS, Source, name_source, open_source
 from .splits import split_groups
 
 # %% ../nbs/02c_data.ipynb #a1675f75
+_LISTS = ("suspects.csv", "odd.csv", "twins.csv", "quarantine.csv", "manifest.csv")   # ours
+
 def _drop(table: pd.DataFrame, file: Path | None, source: Source) -> pd.DataFrame:
     "Give a reason to the pictures that a CSV lists; raises `DataError` for one that is not there."
     if file is None: return table
+    ours = source.folder.with_name(source.name).resolve()
+    if Path(file).resolve() in [ours/name for name in _LISTS]:
+        raise DataError(f"{file} is written anew by `imgclf prepare`, so it would list others the "
+                        "next time: copy it to another folder, and give that to --drop")
     try: paths = pd.read_csv(file, dtype=str, keep_default_na=False).path
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"can't read the list {file} ({error}): --drop takes a CSV with a column "
@@ -225,6 +231,8 @@ def _prepare(settings: Settings, unpacked) -> Path:
         if len(manifest): manifest["split"] = split_groups(manifest, **shares, seed=settings.seed)
         _check_enough(manifest, quarantine, settings)
         _write_overview(manifest, quarantine, pairs, source, settings)
+        for name in ("suspects.csv", "odd.csv"):   # of a former manifest, if they are there
+            (source.folder/name).unlink(missing_ok=True)
         for content, name in ((quarantine[["path", "reason"]], "quarantine.csv"),
                               (pairs, "twins.csv"), (manifest[_COLUMNS], "manifest.csv")):
             write_table(content, source.folder/name, folder=source.folder)

@@ -27,7 +27,7 @@ from .predict import Predictor
 from .probes import list_unknown, plot_robustness
 from .slices import plot_slices
 from .report import write_report, write_table
-from .scoring import check_fit, predict_test, score_probes
+from .scoring import check_fit, check_unchanged, predict_test, score_probes
 from .sources import check_origin
 from .settings import Settings
 
@@ -265,6 +265,7 @@ def evaluate(
     if settings.unknown_dir: list_unknown(settings.unknown_dir)
     check_writable(settings.results_dir)   # before minutes go by
     test = manifest[manifest["split"] == "test"].reset_index(drop=True)
+    check_unchanged(test)
     times.append(time.perf_counter())
     probabilities, answers = predict_test(predictor, list(test["path"]))
     times.append(time.perf_counter())

@@ -28,24 +28,26 @@ from .settings import ImgclfError, Settings
 
 # %% ../nbs/03_loaders.ipynb #e3ef4644
 class CacheError(ImgclfError):
-    "A picture of the manifest can no longer be read."
+    "A picture of the manifest can no longer be read, or is another one now."
 
-def _decode(path: str, settings: Settings) -> np.ndarray:
+def _decode(path: str, sha256: str, settings: Settings) -> np.ndarray:
     "The pixels of one file, or an error that names it."
     try:
-        return load_pixels(path, size_px=settings.image_size_px, fit=settings.fit,
+        content = Path(path).read_bytes()
+        if hashlib.sha256(content).hexdigest() != sha256: raise ImageError("the file has changed")
+        return load_pixels(content, size_px=settings.image_size_px, fit=settings.fit,
                            max_megapixels=settings.max_megapixels)
     except (ImageError, OSError) as error:
         what = error.for_owner() if isinstance(error, ImageError) else error
         raise CacheError(f"{path}: {what}; run `imgclf prepare` again, "
-                         f"which sets such files aside") from error
+                         f"which looks at all files anew") from error
 
-def _decode_many(paths: list, settings: Settings):
-    "Give the pixels of files in turn, decoded in parallel, with only a few waiting in memory."
-    with ThreadPoolExecutor(min(settings.workers, len(paths))) as pool:
+def _decode_many(files: list, settings: Settings):
+    "Give the pixels of (path, sha256) in turn, decoded in parallel, only a few waiting in memory."
+    with ThreadPoolExecutor(min(settings.workers, len(files))) as pool:
         waiting = deque()
-        for path in paths:
-            waiting.append(pool.submit(_decode, path, settings))
+        for file in files:
+            waiting.append(pool.submit(_decode, *file, settings))
             if len(waiting) >= 2 * settings.workers: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
 
@@ -54,16 +56,16 @@ class Pixels:
     "Pictures as an array uint8 [N, S, S, 3] on disk; an index gives a copy of those rows."
     dtype = np.dtype(np.uint8)
     def __init__(self,
-        paths: list,          # Files of the N pictures
+        files: list,          # Path and SHA-256 of the N pictures
         file: FileIO | None,  # Cache of the first rows, opened; `None` without one
         *,
         kept: int,            # How many rows lie in the cache, 0 to N
         settings: Settings,   # Resolved: `image_size_px`, `fit`, `max_megapixels`, `workers` count
     ):
         size_px = settings.image_size_px
-        self.shape = (len(paths), size_px, size_px, 3)
-        self.paths, self.file, self.kept, self.settings = paths, file, kept, settings
-        self._numbers, self._start = np.arange(len(paths)), len(_make_header(kept, size_px))
+        self.shape = (len(files), size_px, size_px, 3)
+        self.files, self.file, self.kept, self.settings = files, file, kept, settings
+        self._numbers, self._start = np.arange(len(files)), len(_make_header(kept, size_px))
 
     def __len__(self): return self.shape[0]
 
@@ -72,8 +74,8 @@ class Pixels:
         pixels, flat = np.empty((numbers.size, *self.shape[1:]), np.uint8), numbers.ravel()
         for place in np.flatnonzero(flat < self.kept): self._read(int(flat[place]), pixels[place])
         beyond = np.flatnonzero(flat >= self.kept)
-        paths = [self.paths[row] for row in flat[beyond]]
-        for place, picture in zip(beyond, _decode_many(paths, self.settings) if paths else ()):
+        files = [self.files[row] for row in flat[beyond]]
+        for place, picture in zip(beyond, _decode_many(files, self.settings) if files else ()):
             pixels[place] = picture
         return pixels.reshape(*numbers.shape, *self.shape[1:])
 
@@ -127,18 +129,18 @@ def _make_room(folder: Path, n_bytes: int, budget_bytes: float) -> None:
         used -= size
 
 # %% ../nbs/03_loaders.ipynb #c0de0010
-def _build(path: Path, paths: list, settings: Settings) -> None:
+def _build(path: Path, files: list, settings: Settings) -> None:
     "Decode pictures into a new cache."
-    header = _make_header(len(paths), settings.image_size_px)
+    header = _make_header(len(files), settings.image_size_px)
     if path.exists():
         print(f"{path}: cut short, or made for another cache-gb; it is built anew", file=sys.stderr)
         path.unlink()
-    n_bytes = len(header) + len(paths) * settings.image_size_px**2 * 3
+    n_bytes = len(header) + len(files) * settings.image_size_px**2 * 3
     _make_room(path.parent, n_bytes, settings.cache_gb * 1e9)
     with write_atomic(path) as partial, open(partial, "wb") as file:
         file.write(header)
-        decoded = _decode_many(paths, settings)
-        for pixels in track(decoded, "decoding", total=len(paths)): file.write(pixels)
+        decoded = _decode_many(files, settings)
+        for pixels in track(decoded, "decoding", total=len(files)): file.write(pixels)
 
 # %% ../nbs/03_loaders.ipynb #07a06d45
 def cache_pixels(
@@ -148,21 +150,21 @@ def cache_pixels(
     settings: Settings,     # Resolved: what `Pixels` needs, and `cache_gb`
 ) -> Pixels:                # uint8 [N, size, size, 3], in the manifest's order
     "Decode every picture once into an array on disk; raises `CacheError` and `StorageError`."
-    size_px, paths = settings.image_size_px, manifest.path.tolist()
-    room = int(settings.cache_gb * 1e9) - len(_make_header(len(paths), size_px))
-    kept, file = min(len(paths), max(0, room) // (size_px**2 * 3)), None
+    size_px, files = settings.image_size_px, list(zip(manifest.path, manifest.sha256))
+    room = int(settings.cache_gb * 1e9) - len(_make_header(len(files), size_px))
+    kept, file = min(len(files), max(0, room) // (size_px**2 * 3)), None
     contents = hashlib.sha256("".join(manifest.sha256).encode()).hexdigest()
     path = Path(folder)/"cache"/f"{contents[:16]}-{size_px}-{settings.fit}.npy"
-    if kept < len(paths):
-        print(f"{kept:,} of {len(paths):,} decoded pictures fit in cache-gb="
+    if kept < len(files):
+        print(f"{kept:,} of {len(files):,} decoded pictures fit in cache-gb="
               f"{settings.cache_gb:g}; the others are decoded whenever they are needed",
               file=sys.stderr, flush=True)
     if kept and not (file := _open_cache(path, kept, size_px)):
         with _lock(path.parent):
             if not (file := _open_cache(path, kept, size_px)):
-                _build(path, paths[:kept], settings)
+                _build(path, files[:kept], settings)
                 file = _open_cache(path, kept, size_px)
-    return Pixels(paths, file, kept=kept, settings=settings)
+    return Pixels(files, file, kept=kept, settings=settings)
 
 # %% ../nbs/03_loaders.ipynb #6158ebc8
 def make_loaders(

@@ -90,12 +90,21 @@ def _make_parser(command: str) -> type:
     return parser
 
 # %% ../nbs/10_options.ipynb #fea0c568
+def _refuse_empty(words: list) -> None:
+    "Raise `SettingsError` for a word of no letters, which would silently stand for the default."
+    for before, word in zip(["", *words], words):
+        if word.startswith("--") and word.endswith("="): name = word[:-1]
+        elif not word.strip(): name = before if before.startswith("--") else "an argument"
+        else: continue
+        raise SettingsError(f"{name} is empty: is a variable of the shell not set?")
+
 def parse_words(
     command: str, # One of `COMMANDS`
     words: list,  # What stands behind it on the command line
 ) -> tuple[Settings, list[str]]: # The settings, and the paths that `predict` was given
     "Turn a command line into settings; raises `SettingsError`."
     parser = _make_parser(command)
+    _refuse_empty(words)
     try:
         source = CliSettingsSource(parser, formatter_class=_Help)
         given = CliApp.run(parser, cli_args=list(words), cli_settings_source=source)

@@ -108,6 +108,10 @@ def test_what_the_audit_lists_can_be_dropped(stripes, tmp_path, imgclf):
     shutil.copy(data / "suspects.csv", tmp_path / "mine.csv")
     assert (second := imgclf(*words, "--drop", "mine.csv")).returncode == 0, second.stderr
     assert set(pd.read_csv(data / "manifest.csv").path) == set(lists["manifest"]) - set(lists["suspects"])
+    third = imgclf(*words, "--drop", data / "suspects.csv")   # which every audit writes anew: others would be dropped each time
+    assert third.returncode == 2 and "copy it to another folder" in third.stderr
+    assert (data / "suspects.csv").exists() and imgclf(*words, "--no-audit").returncode == 0
+    assert not (data / "suspects.csv").exists() and not (data / "odd.csv").exists()   # they were of another manifest
 
 
 MEMORY = """

@@ -204,7 +204,7 @@ def test_few_pictures_wait_for_a_slow_disk(manifest, monkeypatch):
         decoded.append(args)
         return load(*args, **options)
     monkeypatch.setattr(loaders, "load_pixels", count)
-    pictures = loaders._decode_many(manifest.path.tolist(), settings())
+    pictures = loaders._decode_many(list(zip(manifest.path, manifest.sha256)), settings())
     next(pictures)
     time.sleep(0.2)
     assert len(decoded) <= 4

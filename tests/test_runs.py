@@ -48,6 +48,28 @@ def test_a_real_difference_and_luck(imgclf, tmp_path):
     assert imgclf("compare", "good", "lucky").stdout.splitlines()[-1].startswith("Can't tell")
 
 
+def test_the_score_of_an_earlier_model_is_not_compared(imgclf, scored, tmp_path):
+    """After `train` alone, the folder still holds the score of the model before it."""
+    for name in ("results", "before"):
+        evaluate(scored.model_copy(update={"results_dir": tmp_path / name}))
+        record_run(scored.model_copy(update={"results_dir": tmp_path / name}), "evaluate")
+    assert imgclf("compare", "before", "results").returncode == 0
+    write_example_bundle(scored.model_dir / "bundle", temperature=2)
+    record_run(scored, "train")
+    ran = imgclf("compare", "before", "results")
+    assert ran.returncode == 2 and "results was trained anew since; run `imgclf evaluate` first" in ran.stderr
+
+
+def test_test_images_that_changed_are_no_test_images(imgclf, scored, tmp_path):
+    """The new file may be one that the model has learned from."""
+    manifest = pd.read_csv(tmp_path / "data" / "pictures" / "manifest.csv")
+    there = scored.data_dir / "pictures"
+    test, train = (there / manifest.path[manifest.split == split].iloc[0] for split in ("test", "train"))
+    test.write_bytes(train.read_bytes())
+    ran = imgclf("evaluate", scored.source, "--no-robustness")
+    assert ran.returncode == 2 and f"{test.name} has changed since" in ran.stderr and not (tmp_path / "results").exists()
+
+
 def test_copies_of_one_photograph_are_no_evidence(tmp_path):
     n, groups = np.arange(400), np.arange(400) // 20   # one photograph twenty times makes the difference
     single = compare_runs(write_run(tmp_path / "a", n >= 0), write_run(tmp_path / "b", n >= 20))[0]

@@ -42,6 +42,15 @@ def refused(imgclf, tmp_path):
     return run
 
 
+@pytest.mark.parametrize("words, said", [
+    (["prepare", ""], "an argument is empty"), (["predict", " "], "an argument is empty"), (["run", "pets", "--arch", ""], "--arch is empty"),
+    (["serve", "--api-key="], "--api-key is empty"), (["prepare", "pets", "--drop", ""], "--drop is empty")])
+def test_an_unset_variable_of_the_shell_is_not_the_default(refused, tmp_path, words, said):
+    """`imgclf prepare "$FOLDER"` prepared the digits, and `--api-key "$KEY"` served without a key."""
+    draw_folder(tmp_path / "pets")
+    assert said in refused(*words)
+
+
 def test_another_source_of_the_same_name(imgclf, refused, tmp_path):
     """A data set is found by its name; a training on another folder of that name, or with another kind's defaults, is refused."""
     for place in ("a", "b"):
