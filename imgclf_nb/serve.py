@@ -17,6 +17,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.supervisors import Multiprocess, multiprocess
 
 from .app import _configure, _log_config, _open_socket, _Server, make_app
+from .bundle import BundleError, read_bundle
 from .door import close_door
 from .guard import Guard
 from .monitor import Monitor
@@ -34,21 +35,34 @@ def _return_memory() -> None:
     tune(arena_max, 2)
 
 # %% ../nbs/09l_serve.ipynb #4bb14071
+def _say(text: str, settings: Settings) -> None:
+    "Tell whoever started the server something, as a line of its log if that is JSON."
+    if settings.log_format == "json": logging.getLogger("imgclf").info(text)
+    else: print(text, file=sys.stderr, flush=True)
+
 def _announce(guard: Guard, settings: Settings, port: int) -> None:
     "Say what is served, and where."
     info, host = guard.service.predictor.info, settings.host
     host = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::") else host
     at = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    print(f"imgclf serves {info.name} ({info.arch}, {len(info.labels)} classes, "
-          f"{guard.service.predictor.precision}) at {at}{'' if guard.page else '/predict'}; "
-          f"API at {at}/docs; stop it with Ctrl-C", file=sys.stderr, flush=True)
+    _say(f"imgclf serves {info.name} ({info.arch}, {len(info.labels)} classes, "
+         f"{guard.service.predictor.precision}) at {at}{'' if guard.page else '/predict'}; "
+         f"API at {at}/docs; stop it with Ctrl-C", settings)
 
 def _is_there(bundle: Path) -> bool:
     "Whether there is a bundle; one that can't be looked at counts, for reading it tells why."
-    try: return bundle.exists()
+    try: return bundle.exists() and not (bundle.is_dir() and not any(bundle.iterdir()))
     except OSError: return True
 
 # %% ../nbs/09l_serve.ipynb #f4c8adcd
+_NONE = "no model"
+def _find_problem(bundle: Path) -> str:
+    "Why there is nothing to serve, or an empty string."
+    if not _is_there(bundle): return _NONE
+    try: read_bundle(bundle)
+    except BundleError as error: return str(error)
+    return ""
+
 def _await_model(settings: Settings, listening: socket.socket) -> bool:
     "Answer 503 until there is a bundle; `False` if the server was stopped before."
     from imgclf_nb.api import make_api
@@ -58,14 +72,18 @@ def _await_model(settings: Settings, listening: socket.socket) -> bool:
     server = _Server(_configure(guard, settings))
     server.hands_over = True
     async def look():
-        while not _is_there(path): await asyncio.sleep(1)
+        told = _NONE
+        while problem := await asyncio.to_thread(_find_problem, path):
+            if problem != told: _say(f"not yet: {problem}", settings)   # it is being copied
+            told = problem
+            await asyncio.sleep(1)
         server.should_exit = True
     async def run():
         looking = asyncio.create_task(look())
         await server.serve(sockets=[listening.dup()])
         looking.cancel()
-    print(f"no model in {path} yet: answering 503 on port {listening.getsockname()[1]} until there "
-          "is one; `imgclf run` makes one", file=sys.stderr, flush=True)
+    _say(f"no model in {path} yet: answering 503 on port {listening.getsockname()[1]} until there "
+         "is one; `imgclf run` makes one", settings)
     asyncio.run(run())
     return _is_there(path) and not server.stopped
 
@@ -120,11 +138,30 @@ class _Worker(multiprocess.Process):
         return False
 
 class _Workers(Multiprocess):
-    "uvicorn's processes; one that died has no pictures under way in `/metrics`."
+    "uvicorn's processes: all with one model; one that died has no pictures under way."
+    def __init__(self, config, sockets: list, *, bundle: Path):
+        super().__init__(config, sockets)
+        self.bundle, self.sha256 = bundle, read_bundle(bundle).sha256
+
     def keep_subprocess_alive(self):
+        if not (died := self._watch(super().keep_subprocess_alive)): return
+        log = logging.getLogger("imgclf")
+        log.warning("process %s died, and another has taken its place", min(died))
+        with suppress(BundleError):
+            if (now := read_bundle(self.bundle).sha256) == self.sha256: return
+            log.warning("%s is another model now: every process starts anew with it", self.bundle)
+            self.restart_all()
+            self.sha256 = now
+
+    def restart_all(self): self._watch(super().restart_all)
+
+    def _watch(self, replace) -> set:
+        "Replace processes; gives the numbers of those that are gone."
         before = {process.pid for process in self.processes}
-        super().keep_subprocess_alive()
-        for pid in before - {process.pid for process in self.processes}: mark_process_dead(pid)
+        replace()
+        gone = before - {process.pid for process in self.processes}
+        for pid in gone: mark_process_dead(pid)
+        return gone
 
     def terminate_all(self):
         for listening in self.sockets:
@@ -141,10 +178,10 @@ def _serve_several(settings: Settings, listening: socket.socket) -> None:
         os.environ.update(_export_settings(settings), PROMETHEUS_MULTIPROC_DIR=metrics)
         config = _configure("imgclf_nb.serve:make_app_from_environment", settings, factory=True,
                             workers=settings.processes)
-        print(f"imgclf serves the API with {settings.processes} processes on port "
-              f"{listening.getsockname()[1]}; stop it with Ctrl-C", file=sys.stderr, flush=True)
+        _say(f"imgclf serves the API with {settings.processes} processes on port "
+             f"{listening.getsockname()[1]}; stop it with Ctrl-C", settings)
         multiprocess.Process = _Worker   # what `Multiprocess` makes
-        _Workers(config, sockets=[listening]).run()
+        _Workers(config, [listening], bundle=settings.model_dir/"bundle").run()
 
 # %% ../nbs/09l_serve.ipynb #7a0c1e0e
 def serve(

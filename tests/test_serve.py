@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -353,6 +354,40 @@ def test_without_a_model_it_says_so_and_serves_one_as_soon_as_there_is_one(tmp_p
         assert httpx.post(server.url + "/predict", files={"file": ("a", photo)}).json()["label"] == "sea"
         assert server.stop() == 0
     with running_server(tmp_path / "other", bundle=False) as server:
+        assert server.stop() == 0
+
+
+def test_a_model_that_is_still_being_copied_is_waited_for(tmp_path, photo):
+    """File by file, as `cp`, `rsync` and `docker cp` do it, into a folder that was mounted empty."""
+    made = write_example_bundle(tmp_path / "made").path
+    (there := tmp_path / "model" / "bundle").mkdir(parents=True)
+    with running_server(tmp_path, "--log-format", "json", bundle=False) as server:
+        shutil.copy(made / "bundle.json", there)
+        wait_for(lambda: "not yet: " in server.log.read_text(), 30, "the word that it is not whole")
+        assert httpx.get(server.url + "/health").json()["status"] == "no model"
+        shutil.copytree(made, there, dirs_exist_ok=True)
+        wait_for(lambda: status(server) == 200, 30, "the model's arrival")
+        assert httpx.post(server.url + "/predict", files={"file": ("a", photo)}).json()["label"] == "sea"
+        assert server.stop() == 0
+    assert all(json.loads(line)["message"] for line in server.log.read_text().splitlines()), "a line is no JSON"
+
+
+@pytest.mark.parametrize("how", ["a process dies", "SIGHUP"])
+def test_several_processes_never_serve_two_models_for_long(tmp_path, photo, how):
+    """A training may have replaced the bundle when a process is replaced."""
+    with running_server(tmp_path, "--processes", "2") as server:
+        assert httpx.post(server.url + "/predict", files={"file": ("a", photo)}).json()["label"] == "sea"
+        write_example_bundle(tmp_path / "model" / "bundle", labels=["grass", "lake", "brick"])
+        below = [child for child in psutil.Process(server.pid).children() if "resource_tracker" not in " ".join(child.cmdline())]
+        if how == "SIGHUP":
+            server.process.send_signal(signal.SIGHUP)
+        else:
+            below[0].kill()
+        wait_for(lambda: not any(child.is_running() for child in below), 60, "two new processes")
+        wait_for(lambda: status(server) == 200, 30, "an answer")
+        answers = [httpx.post(server.url + "/predict", files={"file": ("a", photo)}).json()["label"] for _ in range(12)]
+        assert answers == ["lake"] * 12
+        assert how == "SIGHUP" or "another model now" in server.log.read_text()
         assert server.stop() == 0
 
 
