@@ -13,11 +13,13 @@ from pathlib import Path
 
 import gradio as gr
 import gradio.routes
+import numpy as np
 from fastapi import FastAPI
 
 from .files import StorageError, hash_file, write_atomic
 from .images import ImageError, open_image
-from .looks import CSS, LEGEND, WAITING, copy_examples, make_theme, write_head
+from .looks import (CSS, WAITING, copy_examples, make_theme, write_head,
+                            write_legend)
 from .manners import _explain_errors, _Uploading
 from .service import Service
 from .settings import ImgclfError, Settings
@@ -106,6 +108,8 @@ class _Events:
     def __init__(self, service: Service, settings: Settings, uploads: Path):
         self.service, self.settings, self.uploads = service, settings, uploads
         self.info, self.labels = service.predictor.info, service.predictor.labels
+        none = np.zeros((0, self.info.image_size_px, self.info.image_size_px, 3), np.uint8)
+        self.places = service.predictor.run(none)["evidence"].shape[-2:]
         self.pool = ThreadPoolExecutor(2, "imgclf-draw")
 
     async def draw(self, function, *args, **kwargs):
@@ -160,9 +164,10 @@ async def _see_many(self, files):
     file = self.uploads/secrets.token_hex(16)/"predictions.csv"
     with write_atomic(file) as partial: partial.write_text(text, encoding="utf-8", newline="")
     views = [(await self.draw(self.load, path, 400),
-              f"{found.label} {found.probability:.1%}"
+              f"{name}: {found.label} {found.probability:.1%}"
               f"{f', unsure: {found.reason}' if found.unsure else ''}")
-             for path, found in zip(paths, answers) if not isinstance(found, ImageError)]
+             for name, path, found in zip(names, paths, answers)
+             if not isinstance(found, ImageError)]
     return (gr.Gallery(views, visible=bool(views)), table,
             gr.DownloadButton(value=str(file), visible=True))
 
@@ -201,7 +206,7 @@ def _lay_one(events: _Events, examples: list) -> gr.Image:
             heat = gr.Image(label="What decided", height=300, interactive=False, elem_id="heat",
                             format="jpeg", buttons=["fullscreen"],
                             alt_text="The photograph in grey; what spoke for the class is coloured")
-            gr.HTML(LEGEND)
+            gr.HTML(write_legend(events.places))
             choice = gr.Radio([], label="What speaks for", visible=False, elem_id="choice")
         with gr.Column(min_width=280):
             answer = gr.HTML(WAITING, elem_id="answer", container=True)

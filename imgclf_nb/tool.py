@@ -20,6 +20,7 @@ if TYPE_CHECKING: from mcp.server.mcpserver import MCPServer
 def _decode_base64(text: str) -> bytes:
     "The bytes of a picture, given as base64 or as a data URL of base64."
     if text.startswith("data:"): text = text.partition(",")[2]
+    text = "".join(text.split()).translate(str.maketrans("-_", "+/"))   # lines; base64 for URLs
     try: return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise ImgclfError("`picture` is not base64: send the bytes of the file in base64, "

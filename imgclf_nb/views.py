@@ -83,7 +83,7 @@ def draw_heat(
     levels = np.linspace(0, 1, len(_HEAT))
     colours = np.stack([np.interp(heat, levels, channel) for channel in _HEAT.T], -1)
     grey = np.asarray(picture.resize(size).convert("L"), np.float32)[..., None]
-    opacity = 0.85 * np.sqrt(heat)[..., None]
+    opacity = 0.7 * np.sqrt(heat)[..., None]
     blended = (1 - opacity) * (0.25 * 255 + 0.6 * grey) + opacity * colours
     return Image.fromarray(blended.clip(0, 255).astype(np.uint8))
 

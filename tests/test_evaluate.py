@@ -215,6 +215,7 @@ def test_the_dark_part_is_found(example):
     files = sorted((Path(path) for path in read_manifest(example.data_dir / "pictures").path), key=str)
     for path in files[::4]:
         Image.open(path).point(lambda value: value // 8).save(path)
+    prepare_data(example)
     dark = evaluate(example.model_copy(update={"robustness": False}))["slices"]["dark"]
     assert dark["images"] >= 1 and "darkest quarter" in dark["rule"]
 

@@ -164,7 +164,7 @@ def test_what_is_no_photograph_is_told(visit, folder):
     upload(page, folder / "red.jpg")
     page.wait_for_selector("#answer .bars")
     upload(page, folder / "broken.jpg")
-    page.wait_for_selector("#answer .verdict:has-text('No answer')")   # in place of that for the photograph before
+    page.wait_for_selector("#answer .verdict:text-is('No answer')")   # in place of that for the photograph before
     assert re.search("(?i)not a readable image|damaged", page.inner_text("#answer"))
     page.wait_for_selector("#heat img", state="detached")
     upload(page, folder / "notes.txt")
@@ -182,6 +182,7 @@ def test_several_with_a_broken_one_among_them(visit, folder, predictor, tmp_path
     assert rows[0].split("\t")[1].strip() == "tomato" and "not a readable image" in rows[3]
     wait_for_picture(page, "#gallery img")
     wait_for_count(page, "#gallery .grid-container img", 2)
+    assert [text.split(":")[0] for text in page.locator("#gallery .caption-label").all_inner_texts()] == ["red.jpg", "=green.png"]
     with page.expect_download() as download:
         page.locator("#csv").click()
     download.value.save_as(tmp_path / "table.csv")

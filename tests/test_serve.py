@@ -47,7 +47,7 @@ async def call_tool(url, picture, **headers):
     from mcp import Client as McpClient
     from mcp.client.streamable_http import streamable_http_client
     async with httpx_client(headers) as http, McpClient(streamable_http_client(url + "/mcp", http_client=http)) as client:
-        return await client.call_tool("classify_picture", {"picture": base64.b64encode(picture).decode(), "top_k": 3})
+        return await client.call_tool("classify_picture", {"picture": base64.encodebytes(picture).decode(), "top_k": 3})
 
 
 def httpx_client(headers):
