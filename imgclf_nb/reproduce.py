@@ -18,6 +18,7 @@ from .evaluate import evaluate
 from .files import write_atomic
 from .predict import _import_openvino
 from .settings import ImgclfError, Settings, _TrainSettings
+from .sources import name_source
 
 # %% ../nbs/08e_reproduce.ipynb #2d81d63f
 def _ask_git(folder: Path, *words) -> str | None:
@@ -190,7 +191,8 @@ def _place(part: dict, parts: list, new: Path) -> Settings:
     done = {step for each in parts for step in each["steps"]}
     before = {"power_norm": False, "pool_grid": 1}   # of records from before these choices
     values = {**before, **part["settings"], "results_dir": new/"results", "model_dir": new/"model"}
-    if "prepare" in done: values["data_dir"] = new/"data"
+    prepared = [name_source(Settings(**p["settings"])) for p in parts if "prepare" in p["steps"]]
+    if name_source(Settings(**part["settings"])) in prepared: values["data_dir"] = new/"data"
     elif not Path(values["data_dir"]).is_dir():
         raise ReproduceError(f"the data folder {values['data_dir']} of this run is gone: put it "
                              "back, or prepare and train anew")
@@ -221,4 +223,7 @@ def reproduce_run(
         raise ReproduceError(f"{new} exists already: remove it, or name a new folder, "
                              f"imgclf reproduce {run} FOLDER")
     for part in parts: _repeat(_place(part, parts, new), part["steps"])
-    return new/"results", list_differences(run, new/"results")
+    found = list_differences(run, new/"results")
+    if not any("train" in part["steps"] for part in parts):
+        found = {"training": "not recorded, so the bundle was copied", **found}
+    return new/"results", found

@@ -123,6 +123,7 @@ def test_an_evaluation_is_recorded_and_repeated(imgclf, scored, tmp_path):
     assert ran.returncode == 0, ran.stderr
     found = dict(line.strip().split(maxsplit=1) for line in ran.stdout.splitlines()[1:])
     assert [found[name] for name in ("settings", "versions", "hardware", "data", "network", "metrics")] == ["the same"] * 6
+    assert "the bundle was copied" in found["training"]   # or "the same" would seem to speak of a training
     assert before.items() <= {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}.items()
 
     ran = imgclf("reproduce", "results", "again")
@@ -139,6 +140,16 @@ def test_a_training_is_repeated_with_the_defaults_of_its_day(scored):
     for settings, *expected in ((old["settings"], True, 2, 2e-4), (before, False, 1, 1e-4)):
         again = _place({**old, "settings": settings}, [part], scored.data_dir.parent / "again").resolve()
         assert [again.power_norm, again.pool_grid, again.fine_tune_lr, again.recipe] == [*expected, "fast"]
+
+
+def test_each_part_is_repeated_with_its_own_data(scored, tmp_path):
+    """A model that was also scored on a data set that another command prepared."""
+    evaluate(scored)
+    [part] = json.loads(record_run(scored, "prepare", "evaluate").read_text())["parts"]
+    other = {**part, "steps": ["evaluate"], "settings": {**part["settings"], "name": "other"}}
+    (scored.data_dir / "other").mkdir()
+    places = [_place(each, [part, other], tmp_path / "again").data_dir for each in (part, other)]
+    assert places == [tmp_path / "again" / "data", scored.data_dir]
 
 
 def test_other_data_are_noticed(scored, tmp_path):
