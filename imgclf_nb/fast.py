@@ -245,7 +245,7 @@ def _make_part(run: FastRun) -> tuple[Learner, Path]:
 # %% ../nbs/05a_fast.ipynb #6a1f9be0
 def _try_halfway(part: Learner, checkpoint: Checkpoint) -> None:
     "Keep what lies halfway from the solved head to the last epoch, if it is as good as the best."
-    last, rows = part.model.state_dict(), checkpoint.history
+    last, rows, began = part.model.state_dict(), checkpoint.history, time.perf_counter()
     middle = {name: torch.lerp(value, last[name].to(value.device), 0.5)
               if value.is_floating_point() else value for name, value in checkpoint.start.items()}
     part.model.load_state_dict(middle)
@@ -253,6 +253,8 @@ def _try_halfway(part: Learner, checkpoint: Checkpoint) -> None:
     best = rows[checkpoint.best["epoch"] - 1]["valid_accuracy"]
     error = (best * (1 - best) / len(part.dls.valid_ds)) ** 0.5   # standard error
     if not loss < rows[0]["valid_loss"] or share < best - error: return   # NaN is no less
+    rows.append(dict(epoch=len(rows) + 1, phase="halfway", train_loss=float("nan"), valid_loss=loss,
+                     valid_accuracy=share, seconds=round(time.perf_counter() - began, 2)))
     checkpoint.best = {"loss": loss, "epoch": len(rows), "model": middle}
     print(f"  halfway    from the head to the last epoch: validation loss {loss:.3f}, "
           f"accuracy {share:.1%}", file=sys.stderr, flush=True)

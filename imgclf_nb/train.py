@@ -245,12 +245,14 @@ def plot_history(
         axes[0].plot(history.epoch, history[column], style, ms=4, label=column.replace("_", " "))
     axes[1].plot(history.epoch, 100 * history.valid_accuracy, "o-", ms=4, color="tab:green")
     second = history.epoch[history.phase == "fine-tune"]
-    best = history.valid_loss.idxmin()
+    averaged = history.phase.iloc[-1] == "halfway"   # 05a_fast
+    kept = history.index[-1] if averaged else history.valid_loss.idxmin()
     for ax, label in zip(axes, ("loss", "validation accuracy, %")):
         ax.set(xlabel="epoch", ylabel=label, xticks=history.epoch[::max(1, len(history) // 10)])
         if len(second):
             ax.axvspan(second.min() - 0.5, second.max() + 0.5, alpha=0.08, label="fine-tuning")
-        ax.axvline(history.epoch[best], color="grey", ls=":", label="least validation loss")
+        ax.axvline(history.epoch[kept], color="grey", ls=":",
+                   label="halfway, kept" if averaged else "least validation loss, kept")
     axes[0].legend(fontsize=8)
     figure.tight_layout()
     return figure
