@@ -8,9 +8,10 @@ __all__ = ['LabelProbability', 'Result', 'Problem', 'FileProblem', 'make_api']
 # %% ../nbs/09d_api.ipynb #84a68ab3
 import time
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
@@ -189,8 +190,10 @@ def make_api(
 ) -> FastAPI:                # An application without its guard
     "Make the HTTP API."
     name = service.predictor.info.name if service else "no model"
+    key = [Depends(HTTPBearer(auto_error=False, description="The key of this server"))]
     app = FastAPIOffline(redoc_url=None, title=f"imgclf: {name}", version=__version__,
-                         description="Send a picture, get its class.")
+                         description="Send a picture, get its class.",
+                         dependencies=key if settings.api_key else [])   # told; the guard asks
     app.state.monitor, app.state.draining = service.monitor if service else None, False
     for kind in (ImageError, BusyError, Refusal, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _explain)

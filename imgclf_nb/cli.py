@@ -225,6 +225,8 @@ def main(
     if not words or words[0] in ("-h", "--help", "help"): print(_overview()); return 0
     if words[0] in ("-V", "--version"): print(__version__); return 0
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    for stream in (sys.stdout, sys.stderr):   # a label may have letters that its encoding lacks
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     atexit.register(gc.freeze)   # what is left then need not be searched for cycles
     try:
         with _hear_interrupts(): _do(words)

@@ -96,6 +96,14 @@ def test_names_of_any_bytes_are_printed(tmp_path, bundle, files):
         assert "caf\ufffd.png" in done.stdout.decode() and "zoo.png" in done.stdout.decode()
 
 
+def test_labels_are_printed_in_any_encoding(tmp_path, files):
+    """Letters that the terminal or the file lacks are written as their numbers, as Python writes them."""
+    write_example_bundle(tmp_path / "bundle", labels=["Blätter", "海", "tomato"])
+    done = subprocess.run([Path(sys.executable).parent / "imgclf", "predict", *files[:2], "--model-dir", tmp_path], capture_output=True,
+                          text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and r"Bl\xe4tter" in done.stdout and r"\u6d77" in done.stdout, done.stderr
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_no_permission(predictor, tmp_path, files):
     locked = tmp_path / "locked.png"
