@@ -7,11 +7,12 @@ __all__ = ['read_git_state', 'describe_machine', 'ReproduceError', 'record_run',
 
 # %% ../nbs/08e_reproduce.ipynb #64ac94a5
 import json, os, platform, shutil, subprocess, sys
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .bundle import read_bundle
+from .bundle import BundleError, read_bundle
 from .compare import CompareError, read_answers
 from .data import find_data, fingerprint_data, prepare_data, read_manifest
 from .evaluate import evaluate
@@ -112,17 +113,23 @@ def record_run(
     "Write down what a run was made of."
     data, bundle = find_data(settings), read_bundle(settings.model_dir/"bundle")
     made = {"prepare", "train"} & set(steps)   # with defaults, which may be others one day
-    part = {"steps": list(steps), "finished": datetime.now(timezone.utc).isoformat("T", "seconds"),
+    networks, is_int8 = [bundle.info.files["model.onnx"]], bundle.info.precision == "int8"
+    if is_int8:   # it goes on with the training of the float bundle that it was made from
+        with suppress(BundleError):
+            source = read_bundle(settings.model_dir/"bundle_float")
+            networks.append(source.info.files["model.onnx"])
+    steps = [*(["export"] if is_int8 else []), *(step for step in steps if step != "export")]
+    part = {"steps": steps, "finished": datetime.now(timezone.utc).isoformat("T", "seconds"),
             "settings": _dump_settings(settings.resolve() if made else settings),
             "seed": settings.seed,
             "data": {"name": data.name, "fingerprint": fingerprint_data(read_manifest(data))},
-            "network": bundle.info.files["model.onnx"], **describe_machine()}
+            "network": networks[0], **describe_machine()}
     parts, file = [], settings.results_dir/"run.json"
     if "train" not in steps and file.is_file():   # goes on with the run that trained this network
         try: parts = _read_record(settings.results_dir)["parts"]
         except ReproduceError: pass
     parts = [{**earlier, "steps": [step for step in earlier["steps"] if step not in steps]}
-             for earlier in parts if earlier["network"] == part["network"]]
+             for earlier in parts if earlier["network"] in networks]
     record = {"schema": 1, "parts": [*(p for p in parts if p["steps"]), part]}
     with write_atomic(file) as partial:
         text = json.dumps(record, indent=1, ensure_ascii=False)
@@ -207,6 +214,11 @@ def _repeat(settings: Settings, steps: list) -> None:
     if "train" in steps:
         from imgclf_nb.export import train_bundle   # and torch
         doing["train"] = train_bundle
+    if "export" in steps and read_bundle(settings.model_dir/"bundle").info.precision == "int8":
+        steps = [step for step in steps if step != "export"]   # it was copied
+    if "export" in steps:
+        from imgclf_nb.quantize import quantize_bundle
+        doing["export"] = quantize_bundle
     for step in steps: doing[step](settings)
     record_run(settings, *steps)
 

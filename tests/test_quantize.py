@@ -23,6 +23,7 @@ from imgclf_nb.export import ServedModel, export_bundle, write_onnx
 from imgclf_nb.loaders import cache_pixels
 from imgclf_nb.predict import Predictor
 from imgclf_nb.quantize import quantize_network
+from imgclf_nb.reproduce import record_run
 from imgclf_nb.settings import Settings
 
 SPLITS = {"train": range(0, 60), "val": range(60, 100), "test": range(100, 104)}
@@ -151,6 +152,16 @@ def test_int8_and_back(made, tmp_path, imgclf, here):
     ran = here("export")
     assert ran.returncode == 0 and "float bundle" in ran.stdout, ran.stderr
     assert contents(tmp_path / "model") == before
+
+
+def test_the_record_of_the_training_outlives_int8(made, tmp_path, here):
+    """Or `imgclf reproduce` would copy the bundle, and find no difference to itself."""
+    copy(made, tmp_path)
+    record_run(Settings(source="colours", data_dir=tmp_path / "data", model_dir=tmp_path / "model", results_dir=tmp_path / "results"), "train")
+    assert here("export", "colours", "--precision", "int8").returncode == 0
+    assert here("evaluate", "--name", "colours", "--no-robustness").returncode == 0
+    parts = json.loads((tmp_path / "results" / "run.json").read_text())["parts"]
+    assert [part["steps"] for part in parts] == [["train"], ["export", "evaluate"]] and parts[0]["network"] != parts[1]["network"]
 
 
 def predictor_card(folder):
