@@ -522,7 +522,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'imgclf_nb.scoring._score_unknown': ('scoring.html#_score_unknown', 'imgclf_nb/scoring.py'),
                                    'imgclf_nb.scoring._share': ('scoring.html#_share', 'imgclf_nb/scoring.py'),
                                    'imgclf_nb.scoring.check_fit': ('scoring.html#check_fit', 'imgclf_nb/scoring.py'),
-                                   'imgclf_nb.scoring.check_unchanged': ('scoring.html#check_unchanged', 'imgclf_nb/scoring.py'),
+                                   'imgclf_nb.scoring.find_test_images': ('scoring.html#find_test_images', 'imgclf_nb/scoring.py'),
                                    'imgclf_nb.scoring.predict_test': ('scoring.html#predict_test', 'imgclf_nb/scoring.py'),
                                    'imgclf_nb.scoring.score_probes': ('scoring.html#score_probes', 'imgclf_nb/scoring.py')},
             'imgclf_nb.serve': { 'imgclf_nb.serve._Worker': ('serve.html#_worker', 'imgclf_nb/serve.py'),

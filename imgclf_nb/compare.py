@@ -116,6 +116,7 @@ def _read_metrics(run: str | Path) -> dict:
                                "since; run `imgclf evaluate` first")
     return score
 
+# %% ../nbs/08d_compare.ipynb #c03e0a01
 def compare_runs(
     run_a: str | Path, # Results folder of one run
     run_b: str | Path, # Results folder of another, on the same test images

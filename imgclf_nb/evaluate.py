@@ -8,6 +8,7 @@ __all__ = ['find_top_losses', 'summarize_metrics', 'evaluate']
 # %% ../nbs/08c_evaluate.ipynb #f6de8ff0
 import json, platform, sys, time
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from .predict import Predictor
 from .probes import list_unknown, plot_robustness
 from .slices import plot_slices
 from .report import write_report, write_table
-from .scoring import check_fit, check_unchanged, predict_test, score_probes
+from .scoring import check_fit, find_test_images, predict_test, score_probes
 from .sources import check_origin
 from .settings import Settings
 
@@ -258,14 +259,12 @@ def evaluate(
     times, folder = [time.perf_counter()], find_data(settings)
     if "source" in settings.model_fields_set: check_origin(folder, settings.source)
     manifest = read_manifest(folder)
-    predictor = Predictor(settings.model_dir/"bundle", precision=settings.precision,
-                          workers=settings.workers, max_megapixels=settings.max_megapixels,
-                          max_file_mb=float("inf"))   # `prepare` let them pass
+    predictor = Predictor(settings.model_dir/"bundle", workers=settings.workers, max_file_mb=inf,
+                          precision=settings.precision, max_megapixels=settings.max_megapixels)
     check_fit(predictor.info, manifest, folder.name)
     if settings.unknown_dir: list_unknown(settings.unknown_dir)
     check_writable(settings.results_dir)   # before minutes go by
-    test = manifest[manifest["split"] == "test"].reset_index(drop=True)
-    check_unchanged(test)
+    test = find_test_images(manifest)
     times.append(time.perf_counter())
     probabilities, answers = predict_test(predictor, list(test["path"]))
     times.append(time.perf_counter())

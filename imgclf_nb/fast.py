@@ -218,8 +218,7 @@ def _read_features(run: FastRun) -> torch.Tensor:
 def _solve(run: FastRun, checkpoint: Checkpoint, features: torch.Tensor, began: float) -> None:
     "The first phase, which began at this time."
     labels, count = sorted(set(run.labels)), len(run.rows[0])
-    numbers = np.concatenate(run.rows)
-    targets = torch.tensor([labels.index(run.labels[number]) for number in numbers])
+    targets = torch.tensor([labels.index(run.labels[k]) for k in np.concatenate(run.rows)])
     rows = slice(0, count), slice(count, None)
     head = run.learner.model[1]
     layer, reached = solve_head(features, targets, rows, loss_func=run.learner.loss_func,
@@ -235,8 +234,7 @@ def _make_part(run: FastRun) -> tuple[Learner, Path]:
     activations = _store_activations(run, places, file)
     top = dataclasses.replace(run.backbone, body=upper, stages=run.backbone.stages[-run.n_top:])
     def split(model): return [*_group_parameters(top), list(model[1].parameters())]
-    # its maps have a layout of their own
-    dense = any(isinstance(layer, DenseConv) for layer in upper.modules())
+    dense = any(isinstance(layer, DenseConv) for layer in upper.modules())   # own layout of maps
     part = Learner(_make_part_loaders(activations, places, run.labels, settings), run.model,
                    loss_func=run.learner.loss_func, metrics=accuracy, opt_func=_adam,
                    splitter=split, cbs=[_FrozenStatistics(), _Bfloat16(channels_last=not dense)])
@@ -266,8 +264,7 @@ def _fine_tune(run: FastRun, checkpoint: Checkpoint) -> None:
     callbacks = [_Patience(), *run.callbacks, *([MixUp(settings.mixup)] if settings.mixup else [])]
     rates = slice(settings.fine_tune_lr / 10, settings.fine_tune_lr)
     if run.places is not None: _tell_room(run.places, settings)
-    else: print(f"{run.backbone.arch} can't be cut: every picture goes through the whole network "
-                "in every epoch, which takes long", file=sys.stderr, flush=True)
+    else: print(f"{run.backbone.arch} can't be cut, so every epoch takes long", file=sys.stderr)
     with part.no_bar(), part.no_logging():
         if not _is_done(checkpoint):
             with part.added_cbs(callbacks):
@@ -294,11 +291,9 @@ def fit_fast(
         if state: run.model.load_state_dict(state)
         else: _solve(run, checkpoint, features, began)
         del features   # 0.9 GB of 100,000 pictures
-        good = checkpoint.history[0]["valid_accuracy"] >= _GOOD
-        if settings.fine_tune_epochs and checkpoint.start and not good: _fine_tune(run, checkpoint)
-        elif settings.fine_tune_epochs and checkpoint.start:
-            print(f"with {_GOOD:.0%} and more by the head, the top stages stay as they are: fewer "
-                  "mistakes are left than could be told from chance", file=sys.stderr, flush=True)
+        if settings.fine_tune_epochs and checkpoint.start:
+            if checkpoint.history[0]["valid_accuracy"] < _GOOD: _fine_tune(run, checkpoint)
+            else: print(f"from {_GOOD:.0%} on, the top stages stay as they are", file=sys.stderr)
         checkpoint.start = None   # nothing is left to do
         run.model.load_state_dict(checkpoint.best["model"])
     finally: restore_convolutions(swapped)

@@ -138,7 +138,7 @@ class RowFile:
 def write_rows(
     path: str | Path, # File to write, whole or not at all
     shape: tuple,     # Number of rows, and shape of each
-    fill,             # Function that is handed one of consecutive numbers and a float array [B, ...]
+    fill,             # Function that is handed one: of consecutive numbers, float array [B, ...]
 ) -> RowFile:         # The file, open for reading
     "Write batches of consecutive rows, in any order, as float16."
     with write_atomic(path) as partial:

@@ -171,6 +171,7 @@ async def _see_many(self, files):
     return (gr.Gallery(views, visible=bool(views)), table,
             gr.DownloadButton(value=str(file), visible=True))
 
+# %% ../nbs/09h_page.ipynb #c03e0a02
 async def _correct(self, photo, label):
     path = check_upload(photo, uploads=self.uploads)
     await self.draw(store_feedback, path, label, folder=self.settings.feedback_dir,
@@ -192,6 +193,7 @@ def _forget(component, *old) -> None:
     parts, empty = [part for part, _ in old], json.dumps([value for _, value in old])
     component.change(None, component, parts, api_visibility="private", js=f"() => {empty}")
 
+# %% ../nbs/09h_page.ipynb #c03e0a03
 def _lay_one(events: _Events, examples: list) -> gr.Image:
     "The tab for one photograph; gives the component that takes it."
     state = gr.State(time_to_live=900)

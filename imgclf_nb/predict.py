@@ -6,7 +6,7 @@
 __all__ = ['PredictError', 'check_precision', 'list_pictures', 'Prediction', 'Predictor']
 
 # %% ../nbs/07_predict.ipynb #dd186892
-import os, stat, sys
+import os, sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -187,12 +187,10 @@ def _decode(source, info, *, max_file_mb: float = 50, **options) -> np.ndarray |
                          "give a path, bytes, a Pillow picture or a uint8 array")
     try:
         if isinstance(source, (str, os.PathLike)):
-            file = os.stat(source)
-            if stat.S_ISDIR(file.st_mode): raise ImageError("this is a folder: give the files in it")
-            if file.st_size > max_file_mb * 1e6:
-                raise ImageError(f"the file has {file.st_size / 1e6:.0f} MB; the limit is "
-                                 f"{max_file_mb:g}, so make it smaller", "too large",
-                                 "--max-file-mb")
+            if Path(source).is_dir(): raise ImageError("this is a folder: give the files in it")
+            if (size_mb := os.stat(source).st_size / 1e6) > max_file_mb:
+                raise ImageError(f"the file has {size_mb:.0f} MB; the limit is {max_file_mb:g}, so "
+                                 "make it smaller", "too large", "--max-file-mb")
         if 0 in (source.shape if isinstance(source, np.ndarray) else getattr(source, "size", ())):
             raise ImageError("the picture has no pixels")
         return load_pixels(source, size_px=info.image_size_px, fit=info.fit, **options)

@@ -63,6 +63,7 @@ def _find_problem(bundle: Path) -> str:
     except BundleError as error: return str(error)
     return ""
 
+# %% ../nbs/09l_serve.ipynb #c03e0a04
 def _await_model(settings: Settings, listening: socket.socket) -> bool:
     "Answer 503 until there is a bundle; `False` if the server was stopped before."
     from imgclf_nb.api import make_api
@@ -137,6 +138,7 @@ class _Worker(multiprocess.Process):
                 return True
         return False
 
+# %% ../nbs/09l_serve.ipynb #c03e0a05
 class _Workers(Multiprocess):
     "uvicorn's processes: all with one model; one that died has no pictures under way."
     def __init__(self, config, sockets: list, *, bundle: Path):
