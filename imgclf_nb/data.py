@@ -180,8 +180,6 @@ def _show_twins(pairs: pd.DataFrame, settings: Settings, most: int = 30) -> list
 # %% ../nbs/02c_data.ipynb #4b237b78
 def _write_overview(manifest, quarantine, pairs, source: Source, settings: Settings):
     "Write report.html; the paths in `manifest` can be opened."
-    for name in ("suspects.csv", "odd.csv"):   # of a former manifest, if they are there
-        (source.folder/name).unlink(missing_ok=True)
     counts = pd.crosstab(manifest.label, manifest.split).reindex(columns=SPLITS, fill_value=0)
     counts = counts.assign(total=counts.sum(axis=1)).rename_axis(index=None, columns=None)
     smaller = source.files.label.nunique() - len(counts)
@@ -215,6 +213,13 @@ def _mend(name: str) -> str:
     return name.replace("\r", "\ufffd")
 
 # %% ../nbs/02c_data.ipynb #5e257409
+def _write_lists(folder: Path, manifest, quarantine, pairs) -> None:
+    "Write what `read_manifest` and people read; the lists of an audit were of another manifest."
+    for name in ("suspects.csv", "odd.csv"): (folder/name).unlink(missing_ok=True)
+    for content, name in ((quarantine[["path", "reason"]], "quarantine.csv"),
+                          (pairs, "twins.csv"), (manifest[_COLUMNS], "manifest.csv")):
+        write_table(content, folder/name, folder=folder)
+
 def _prepare(settings: Settings, unpacked) -> Path:
     "Check, split and write; gives the data folder."
     with open_source(settings) as source, warnings.catch_warnings():
@@ -233,9 +238,7 @@ def _prepare(settings: Settings, unpacked) -> Path:
         if len(manifest): manifest["split"] = split_groups(manifest, **shares, seed=settings.seed)
         _check_enough(manifest, quarantine, settings)
         _write_overview(manifest, quarantine, pairs, source, settings)
-        for content, name in ((quarantine[["path", "reason"]], "quarantine.csv"),
-                              (pairs, "twins.csv"), (manifest[_COLUMNS], "manifest.csv")):
-            write_table(content, source.folder/name, folder=source.folder)
+        _write_lists(source.folder, manifest, quarantine, pairs)
     return settings.data_dir/source.name
 
 def prepare_data(

@@ -293,7 +293,7 @@ def fit_fast(
         del features   # 0.9 GB of 100,000 pictures
         if settings.fine_tune_epochs and checkpoint.start:
             if checkpoint.history[0]["valid_accuracy"] < _GOOD: _fine_tune(run, checkpoint)
-            else: print(f"from {_GOOD:.0%} on, the top stages stay as they are", file=sys.stderr)
+            else: print(f"a head that reaches {_GOOD:.0%} needs no fine-tuning", file=sys.stderr)
         checkpoint.start = None   # nothing is left to do
         run.model.load_state_dict(checkpoint.best["model"])
     finally: restore_convolutions(swapped)

@@ -188,10 +188,11 @@ _Events.see_many, _Events.correct, _Events.score = _see_many, _correct, _score
 # %% ../nbs/09h_page.ipynb #3e15f1a5
 _PRIVATE = dict(preprocess=False, api_visibility="private", show_progress="minimal")
 _AWAITED = '<div class="answer waiting" role="status"><p class="verdict">No answer yet</p></div>'
+_HIDDEN = {"__type__": "update", "visible": False}   # as `gr.update` looks in the browser
 def _forget(component, *old) -> None:
     "Clear `old`, pairs of a component and its empty state, in the browser when an input changes."
     parts, empty = [part for part, _ in old], json.dumps([value for _, value in old])
-    component.change(None, component, parts, api_visibility="private", js=f"() => {empty}")
+    component.change(None, None, parts, api_visibility="private", js=f"() => {empty}")
 
 # %% ../nbs/09h_page.ipynb #c03e0a03
 def _lay_one(events: _Events, examples: list) -> gr.Image:
@@ -218,8 +219,7 @@ def _lay_one(events: _Events, examples: list) -> gr.Image:
                     elem_id="examples", api_visibility="private")
         photo.keep_in_cache.update(examples)
     outputs = [answer, heat, choice, state, thanks]
-    hidden = {"__type__": "update", "visible": False}
-    _forget(photo, (answer, _AWAITED), (heat, None), (choice, hidden), (right, None), (thanks, ""))
+    _forget(photo, (answer, _AWAITED), (heat, None), (choice, _HIDDEN), (right, None), (thanks, ""))
     photo.change(_tell(events.see), photo, outputs, **_PRIVATE)
     choice.input(_tell(events.look), [choice, state], heat, **_PRIVATE)
     return photo
@@ -244,8 +244,7 @@ def _lay_many(events: _Events) -> None:
                          visible=False)
     table = gr.HTML(elem_id="table")
     download = gr.DownloadButton("Download as CSV", visible=False, elem_id="csv")
-    hidden = {"__type__": "update", "visible": False}
-    _forget(files, (gallery, hidden), (table, ""), (download, hidden))
+    _forget(files, (gallery, _HIDDEN), (table, ""), (download, _HIDDEN))
     files.change(_tell(events.see_many), files, [gallery, table, download], **_PRIVATE)
 
 # %% ../nbs/09h_page.ipynb #15fac46f

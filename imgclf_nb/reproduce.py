@@ -208,17 +208,18 @@ def _place(part: dict, parts: list, new: Path) -> Settings:
         shutil.copytree(bundle.path, new/"model"/"bundle")
     return Settings(**values)
 
+def _quantise(settings: Settings) -> None:
+    "Quantise the bundle; one that was copied is int8 already."
+    if read_bundle(settings.model_dir/"bundle").info.precision == "int8": return
+    from imgclf_nb.quantize import quantize_bundle
+    quantize_bundle(settings)
+
 def _repeat(settings: Settings, steps: list) -> None:
     "Do some steps with settings, and record them."
-    doing = {"prepare": prepare_data, "evaluate": evaluate}
+    doing = {"prepare": prepare_data, "export": _quantise, "evaluate": evaluate}
     if "train" in steps:
         from imgclf_nb.export import train_bundle   # and torch
         doing["train"] = train_bundle
-    if "export" in steps and read_bundle(settings.model_dir/"bundle").info.precision == "int8":
-        steps = [step for step in steps if step != "export"]   # it was copied
-    if "export" in steps:
-        from imgclf_nb.quantize import quantize_bundle
-        doing["export"] = quantize_bundle
     for step in steps: doing[step](settings)
     record_run(settings, *steps)
 

@@ -51,7 +51,7 @@ def _announce(guard: Guard, settings: Settings, port: int) -> None:
 
 def _is_there(bundle: Path) -> bool:
     "Whether there is a bundle; one that can't be looked at counts, for reading it tells why."
-    try: return bundle.exists() and not (bundle.is_dir() and not any(bundle.iterdir()))
+    try: return bundle.exists() and (not bundle.is_dir() or any(bundle.iterdir()))
     except OSError: return True
 
 # %% ../nbs/09l_serve.ipynb #f4c8adcd
