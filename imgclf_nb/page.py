@@ -60,6 +60,7 @@ class _Page(gr.Blocks):
     uploads = None
     async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
         try:
+            if block_fn.fn is None: raise ImageError("the browser alone does this; ask /predict")
             for value in _find_files(inputs): check_upload(value, uploads=self.uploads)
             return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
         except ImgclfError as error: raise gr.Error(str(error), print_exception=False) from None

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import socket
 import statistics
 import subprocess
@@ -394,11 +395,11 @@ def hand_over(server, data, fn=None):
         with contextlib.suppress(httpx.ReadTimeout):
             return 200, httpx.get(f"{server.url}/gradio_api/call/predict/{answer.json()['event_id']}", timeout=3).text
         return 200, "nothing came"
-    answer = httpx.post(server.url + "/gradio_api/queue/join", json={"data": data, "fn_index": fn, "session_hash": "abc"}, timeout=20)
+    answer = httpx.post(server.url + "/gradio_api/queue/join", json={"data": data, "fn_index": fn, "session_hash": (session := secrets.token_hex(8))}, timeout=20)
     if answer.status_code != 200:
         return answer.status_code, answer.text
     text = ""
-    with contextlib.suppress(httpx.ReadTimeout), httpx.stream("GET", server.url + "/gradio_api/queue/data?session_hash=abc", timeout=1) as events:
+    with contextlib.suppress(httpx.ReadTimeout), httpx.stream("GET", f"{server.url}/gradio_api/queue/data?session_hash={session}", timeout=1) as events:
         for line in events.iter_lines():
             text += line + "\n"
             if "process_completed" in line or "close_stream" in line or "unexpected" in line:

@@ -316,17 +316,31 @@ def test_gradio_client_hears_what_is_wrong(client, folder):
             client.predict(wrong, api_name="/predict")
 
 
+def ask_function(server, function, data):
+    """Status and last line for a call of one of the page's own functions."""
+    session = f"s{function}{abs(hash(str(data)))}"
+    with httpx.Client(base_url=f"{server.url}/gradio_api") as http:
+        joined = http.post("/queue/join", json={"data": data, "fn_index": function, "session_hash": session})
+        if joined.status_code != 200:
+            return joined.status_code, joined.text
+        with http.stream("GET", "/queue/data", params={"session_hash": session}) as stream:
+            for line in stream.iter_lines():
+                if "process_completed" in line:
+                    return 200, line
+
+
+def test_what_only_the_browser_does_is_refused_in_words(server):
+    """Some listeners have no function behind them: whoever calls them by hand gets a sentence, and the log no traceback."""
+    alone = [d["id"] for d in httpx.get(f"{server.url}/config").json()["dependencies"] if not d["backend_fn"]]
+    assert alone
+    for function in alone:
+        for data in ([], [1]):
+            status, text = ask_function(server, function, data)
+            assert '"success":false' in text and "the browser alone" in text, text
+    assert "Traceback" not in server.log.read_text()
+
+
 def test_no_path_is_followed_but_those_of_uploads(server, folder):
-    def ask(function, data):
-        session = f"s{abs(hash(str(data)))}"
-        with httpx.Client(base_url=f"{server.url}/gradio_api") as http:
-            joined = http.post("/queue/join", json={"data": data, "fn_index": function, "session_hash": session})
-            if joined.status_code != 200:
-                return joined.status_code, joined.text
-            with http.stream("GET", "/queue/data", params={"session_hash": session}) as stream:
-                for line in stream.iter_lines():
-                    if "process_completed" in line:
-                        return 200, line
     config = httpx.get(f"{server.url}/config").json()
     listeners = [d for d in config["dependencies"] if d["inputs"] and d["backend_fn"]]
     assert len(listeners) >= 5
@@ -336,7 +350,7 @@ def test_no_path_is_followed_but_those_of_uploads(server, folder):
                  "https://example.com/x.png", "file:///etc/passwd", "../../etc/passwd"):
         for meta in ({"meta": {"_type": "gradio.FileData"}}, {}):
             for listener in listeners:
-                status, text = ask(listener["id"], [{"path": path, **meta}] * len(listener["inputs"]))
+                status, text = ask_function(server, listener["id"], [{"path": path, **meta}] * len(listener["inputs"]))
                 assert '"success":false' in text and "Traceback" not in text, text
                 assert str(folder) not in text and "passwd" not in text and "upload" in text, text
     assert set(server.uploads.rglob("*")) == before
