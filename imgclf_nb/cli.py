@@ -156,14 +156,22 @@ def _serve(settings: Settings) -> None:
     serve(settings)
 
 # %% ../nbs/10a_cli.ipynb #76469f34
-def _predict(settings: Settings, paths: list) -> None:
+def _predict(settings: Settings, paths: list) -> int:
     from imgclf_nb.predict import Predictor
     files = find_pictures(paths)
     predictor = Predictor(settings.model_dir/"bundle", precision=settings.precision,
                           workers=settings.workers, max_megapixels=settings.max_megapixels,
                           max_file_mb=settings.max_file_mb)
     answers = predictor.predict_many(files, top_k=settings.top_k)
-    _print_rows(_rows(files, answers), settings.format)
+    failed = []
+    def watch(rows):
+        for row in rows:
+            if "error" in row: failed.append(row["path"])
+            yield row
+    _print_rows(watch(_rows(files, answers)), settings.format)
+    if failed: print(f"imgclf: {len(failed):,} of {len(files):,} pictures could not be answered",
+                     file=sys.stderr)
+    return 1 if failed else 0
 
 # %% ../nbs/10a_cli.ipynb #f9245539
 def _compare(settings: Settings, paths: list) -> None:
@@ -195,14 +203,14 @@ def _overview() -> str:
             f"More: imgclf COMMAND --help")
 
 # %% ../nbs/10a_cli.ipynb #5ccaadf1
-def _do(words: list[str]) -> None:
-    "Run one command; raises `ImgclfError`."
+def _do(words: list[str]) -> int | None:
+    "Run one command; raises `ImgclfError`, and may give an exit code."
     if words[0] not in COMMANDS:
         near = nearest_names(words[0], list(COMMANDS))
         raise SettingsError(f"unknown command {words[0]!r}{near}; see `imgclf --help`")
     settings, paths = parse_words(words[0], words[1:])
     with explain_storage(settings.data_dir):
-        globals()[f"_{words[0]}"](settings, *([paths] if words[0] in _PATHS else []))
+        return globals()[f"_{words[0]}"](settings, *([paths] if words[0] in _PATHS else []))
 
 # %% ../nbs/10a_cli.ipynb #b7840754
 @contextmanager
@@ -219,7 +227,7 @@ def _hear_interrupts():
 # %% ../nbs/10a_cli.ipynb #02afa96c
 def main(
     words: list[str] | None = None, # Command line without the program's name; by default ours
-) -> int:                           # Exit code: 0, 2 for a mistake of the user, 130 after Ctrl-C
+) -> int: # Exit code: 0; 1 if a picture has no answer; 2 for a mistake; 130 after Ctrl-C
     "Run the `imgclf` command."
     words = sys.argv[1:] if words is None else list(words)
     if not words or words[0] in ("-h", "--help", "help"): print(_overview()); return 0
@@ -229,11 +237,10 @@ def main(
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     atexit.register(gc.freeze)   # what is left then need not be searched for cycles
     try:
-        with _hear_interrupts(): _do(words)
+        with _hear_interrupts(): return _do(words) or 0
     except ImgclfError as error:
         print(f"imgclf: {' '.join(str(error).split())}", file=sys.stderr); return 2
     except KeyboardInterrupt:
         print("imgclf: stopped", file=sys.stderr); return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()); return 0
-    return 0

@@ -235,7 +235,11 @@ def check_environment(
 # %% ../nbs/00_settings.ipynb #7d0c5a14
 def _refuse_unused(settings: Settings, recipe: str) -> None:
     "Raise `SettingsError` for what the recipe would not do."
-    if recipe == "fastai": return
+    if recipe == "fastai":
+        if settings.views != Settings.model_fields["views"].default:
+            raise SettingsError("views: the fastai recipe cuts out every picture anew in every "
+                                "epoch; leave it out, or take --recipe fast")
+        return
     if settings.find_lr:
         raise SettingsError("find-lr: the fast recipe solves its head, which has no learning rate; "
                             "leave it out, or take --recipe fastai")

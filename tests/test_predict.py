@@ -124,6 +124,7 @@ def test_a_file_of_gigabytes_does_not_fill_the_memory(tmp_path, bundle, files):
     film, zoo = csv.DictReader(done.stdout.splitlines())
     assert "64000 MB; the limit is 50" in film["error"] and "--max-file-mb" in film["error"] and not film["label"]
     assert zoo["label"] and not zoo["error"]
+    assert done.returncode == 1 and done.stderr == "imgclf: 1 of 2 pictures could not be answered\n"   # a script notices
 
 
 def test_linked_folders_are_looked_into_once(tmp_path):

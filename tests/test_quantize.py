@@ -170,7 +170,7 @@ def predictor_card(folder):
 
 def test_a_bundle_that_int8_spoils_stays_as_it_was(made, tmp_path, here):
     before = copy(made, tmp_path, dark=True)
-    refuse(here("export", "colours", "--precision", "int8"), "validation images right", "agree on",
+    refuse(here("export", "colours", "--precision", "int8"), "validation images right", "choices differ for",
            "nothing was written", "try again")
     assert contents(tmp_path / "model") == before
 
