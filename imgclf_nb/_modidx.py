@@ -321,6 +321,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'imgclf_nb.guard._Exchange.run': ('guard.html#_exchange.run', 'imgclf_nb/guard.py'),
                                  'imgclf_nb.guard._Exchange.send': ('guard.html#_exchange.send', 'imgclf_nb/guard.py'),
                                  'imgclf_nb.guard._check': ('guard.html#_check', 'imgclf_nb/guard.py'),
+                                 'imgclf_nb.guard._enter': ('guard.html#_enter', 'imgclf_nb/guard.py'),
                                  'imgclf_nb.guard._hold_place': ('guard.html#_hold_place', 'imgclf_nb/guard.py'),
                                  'imgclf_nb.guard._makes_work': ('guard.html#_makes_work', 'imgclf_nb/guard.py'),
                                  'imgclf_nb.guard._name_client': ('guard.html#_name_client', 'imgclf_nb/guard.py'),

@@ -65,6 +65,13 @@ def name_route(
     if path in _OWN: return path
     return "page" if _OPEN.fullmatch(path) else "other"
 
+# %% ../nbs/09c_guard.ipynb #5d1c0e12
+def _enter(scope: dict, root: str) -> dict:
+    "The scope of a request below `root`, a path that some proxies take away themselves."
+    path = scope["path"]
+    if f"{path}/".startswith(f"{root}/"): path = path[len(root):]
+    return {**scope, "root_path": root, "path": path}
+
 # %% ../nbs/09c_guard.ipynb #209e08be
 _WORK = re.compile(r"/predict(/batch)?|/mcp|/gradio_api/(upload|queue/join|(call|run)/.*)/?")
 
@@ -128,6 +135,7 @@ class Guard:
         if scope["type"] == "lifespan": return await self.app(scope, receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})
+        if self.settings.root_path: scope = _enter(scope, self.settings.root_path)
         exchange = _Exchange(self, scope, send)
         try:
             if _makes_work(scope):
@@ -151,6 +159,9 @@ def _check(guard: Guard, scope: dict) -> None:
             raise _refuse_busy()
     if name_route(scope["path"]) == "page" and len(scope.get("query_string", b"")) > _QUERY_BYTES:
         raise Refusal(414, f"more than {_QUERY_BYTES:,} bytes after the question mark", "parameter")
+    root = guard.settings.root_path
+    if root and not scope["path"]:   # the page's own addresses are relative
+        raise Refusal(307, f"the page is at {root}/", "path", {"Location": f"{root}/"})
     if name_route(scope["path"]) == "other":
         raise Refusal(404, "there is nothing here; /docs lists what there is", "path")
     methods = _OWN.get(scope["path"])
@@ -184,8 +195,10 @@ class _Exchange:
             _check(self.guard, self.scope)
             self.body = _Body(self.scope, receive, self.guard.settings, self.guard.store)
             head = self.scope["method"] == "HEAD" and self.scope["path"] in _OWN
-            scope = {**self.scope, "method": "GET"} if head else self.scope   # no body goes out
-            with _hold_place(self.guard, scope):
+            root, scope = self.guard.settings.root_path, dict(self.scope)
+            scope["path"] = root + scope["path"]   # Starlette takes it off again
+            if head: scope["method"] = "GET"   # no body goes out
+            with _hold_place(self.guard, self.scope):
                 await self.guard.app(scope, self.body.receive, self.forward)
             if self.body.refusal: raise self.body.refusal
             for message in self.held: await self.send(message)

@@ -29,8 +29,8 @@ _EXPORT = [*_WHERE, "model_dir", *_PICTURES, "cache_gb", "precision"]
 _PREDICT = ["model_dir", "top_k", "format", *_PICTURES, "max_file_mb", "precision"]
 _SERVE = ["model_dir", "results_dir", "data_dir", "workers", "max_megapixels", "precision", "top_k",
           "host", "port", "api_key", "rate_limit", "max_upload_mb", "max_request_mb", "max_files",
-          "max_waiting", "body_timeout_s", "processes", "trusted_proxies", "log_format", "page",
-          "mcp", "feedback_dir"]
+          "max_waiting", "body_timeout_s", "processes", "trusted_proxies", "root_path",
+          "log_format", "page", "mcp", "feedback_dir"]
 _PATHS = {"predict": "Files or folders", "compare": "Two results folders",
           "reproduce": "A results folder and, if you like, the new folder"}
 _RUN = list(dict.fromkeys([*_PREPARE, *_TRAIN, *_EVALUATE]))

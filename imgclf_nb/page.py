@@ -287,8 +287,9 @@ def mount_page(
     page.queue(max_size=settings.max_waiting, api_open=False,
                default_concurrency_limit=settings.max_waiting)
     gr.mount_gradio_app(
-        app, page, path="/", footer_links=[], run_history=False, allowed_paths=[],
-        show_error=False, max_file_size=int(settings.max_upload_mb * 1e6), ssr_mode=False,
-        enable_monitoring=False, pwa=False, mcp_server=False, theme=make_theme(), css=CSS)
+        app, page, path="/", root_path=settings.root_path or None, footer_links=[],
+        run_history=False, allowed_paths=[], show_error=False, ssr_mode=False,
+        max_file_size=int(settings.max_upload_mb * 1e6), enable_monitoring=False, pwa=False,
+        mcp_server=False, theme=make_theme(), css=CSS)
     _explain_errors(app.routes[-1].app)
     return app

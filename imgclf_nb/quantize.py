@@ -93,9 +93,10 @@ def compare_int8(
     if before - after > 0.005 + 1e-9 or same < 0.99:
         raise BundleError(f"int8 gets {after:.2%} of {len(truth)} validation images right, float "
                           f"{before:.2%} (at most 0.5 points less are allowed), and their first "
-                          f"choices differ for {changed} of them (1 % at most): nothing was written, the "
-                          "bundle is as it was. Keep it, or train longer (--fine-tune-epochs) or "
-                          "another --arch, so that answers are surer, and try again")
+                          f"choices differ for {changed} of them (1 % at most): nothing was "
+                          "written, the bundle is as it was. Keep it, or train longer "
+                          "(--fine-tune-epochs) or another --arch, so that answers are surer, and "
+                          "try again")
     return {"accuracy": round(after, 4), "float_accuracy": round(before, 4),
             "same_top1": round(same, 4)}
 

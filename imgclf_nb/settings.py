@@ -195,6 +195,8 @@ class Settings(_PredictSettings):
         "Server processes; with more than one there is the API only, no page")
     trusted_proxies: str = Field("", description=
         "Addresses of proxies whose X-Forwarded-For is believed, separated by commas")
+    root_path: str = Field("", pattern=r"^(/[\w.~-]+)*$", description=
+        "Path under which a proxy shows the server, such as /pictures")
     log_format: Literal["text", "json"] = Field("text", description=
         "How requests are logged: text or json")
     page: bool = Field(True, description="Serve the web page too, not only the API")

@@ -329,6 +329,34 @@ def ask_function(server, function, data):
                     return 200, line
 
 
+def test_below_a_path(browser, tmp_path, folder, predictor):
+    """Behind a proxy that has other servers too: nothing is asked for outside the path, which the proxy may take away or not."""
+    label = predictor.predict(folder / "red.jpg").label
+    with running_server(tmp_path, "--root-path", "/pictures/sea") as server:
+        outside, troubles = [], []
+        page = browser.new_page()
+        page.on("request", lambda asked: outside.append(asked.url) if not asked.url.startswith((f"{server.url}/pictures/sea", "data:", "blob:")) else None)
+        page.on("response", lambda answer: troubles.append(answer.url) if answer.status > 399 else None)
+        page.goto(f"{server.url}/pictures/sea")   # without the slash
+        page.set_input_files("#photo input[type=file]", folder / "red.jpg")
+        page.wait_for_selector("#answer .answer:not(.waiting)")
+        assert page.inner_text("#answer").startswith(label)
+        page.wait_for_selector("#heat img")
+        page.goto(f"{server.url}/pictures/sea/docs")
+        page.get_by_text("/predict/batch").wait_for()
+        page.close()
+        assert not outside and not troubles
+        told = httpx.get(f"{server.url}/config", headers={"X-Forwarded-Host": "example.org"}).json()
+        assert told["root"] == "http://example.org/pictures/sea"   # where the page looks for its functions
+        for url in (f"{server.url}/pictures/sea", server.url):
+            answer = httpx.post(f"{url}/predict", content=(folder / "red.jpg").read_bytes())
+            assert (answer.status_code, answer.json()["label"]) == (200, label)
+        client = Client(f"{server.url}/pictures/sea/", analytics_enabled=False, verbose=False)
+        assert client.predict(handle_file(folder / "red.jpg"), api_name="/predict")["label"] == label
+        client.close()
+    assert "Traceback" not in server.log.read_text()
+
+
 def test_what_only_the_browser_does_is_refused_in_words(server):
     """Some listeners have no function behind them: whoever calls them by hand gets a sentence, and the log no traceback."""
     alone = [d["id"] for d in httpx.get(f"{server.url}/config").json()["dependencies"] if not d["backend_fn"]]
