@@ -334,7 +334,7 @@ def test_below_a_path(browser, tmp_path, folder, predictor):
     label = predictor.predict(folder / "red.jpg").label
     with running_server(tmp_path, "--root-path", "/pictures/sea") as server:
         outside, troubles = [], []
-        page = browser.new_page()
+        page = browser.new_page(extra_http_headers={"X-Forwarded-Host": server.url.removeprefix("http://")})   # as proxies send
         page.on("request", lambda asked: outside.append(asked.url) if not asked.url.startswith((f"{server.url}/pictures/sea", "data:", "blob:")) else None)
         page.on("response", lambda answer: troubles.append(answer.url) if answer.status > 399 else None)
         page.goto(f"{server.url}/pictures/sea")   # without the slash
@@ -346,8 +346,6 @@ def test_below_a_path(browser, tmp_path, folder, predictor):
         page.get_by_text("/predict/batch").wait_for()
         page.close()
         assert not outside and not troubles
-        told = httpx.get(f"{server.url}/config", headers={"X-Forwarded-Host": "example.org"}).json()
-        assert told["root"] == "http://example.org/pictures/sea"   # where the page looks for its functions
         for url in (f"{server.url}/pictures/sea", server.url):
             answer = httpx.post(f"{url}/predict", content=(folder / "red.jpg").read_bytes())
             assert (answer.status_code, answer.json()["label"]) == (200, label)
