@@ -47,7 +47,10 @@ CSS = """
 #heat-side:not(:has(img)) :is(.legend, .few) {visibility: hidden}
 #choice label {max-width: 100%}
 #choice label span, #gallery .caption-label {white-space: normal; overflow-wrap: anywhere}
-#gallery .caption-label {left: 0; max-width: none}
+#gallery .caption-label {
+  position: static; max-width: none; border: 0; box-shadow: none; text-align: left}
+#gallery .thumbnail-lg {display: flex; flex-direction: column; aspect-ratio: auto; height: 100%}
+#gallery .thumbnail-lg img {aspect-ratio: 1; height: auto}
 #right input {padding-right: 2rem; text-overflow: ellipsis}
 .scroll {overflow: auto; max-height: 34rem; width: 0; min-width: 100%; scrollbar-width: thin}
 .scroll table, .scroll tr, .scroll th, .scroll td {border: 0 !important; margin: 0 !important}
@@ -84,10 +87,16 @@ table.matrix tbody td.miss {background: rgba(217,119,6,calc(.15 + var(--s)))}
 table.matrix tbody td.dark {color: white}
 .missing {padding: 2rem 0}
 #gallery .grid-wrap, #gallery .grid-container {min-height: 0; height: auto !important}
+#gallery .grid-container {padding-top: 1.6rem}
+#gallery:has(.preview) .grid-wrap {min-height: 30rem !important}
 #gallery .grid-container {
   grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)) !important}
 #csv {max-width: 16rem}
 #photo img {object-fit: contain}
+#photo img::before {   /* of one that the browser can't show */
+  content: attr(alt); position: absolute; inset: 0 0 2.6rem; display: grid;
+  place-content: center; white-space: normal; padding: 3rem 2rem;
+  background: var(--block-background-fill)}
 @media (max-width: 935px) {
   #heat-side {order: 3}
   #heat-side:not(:has(img)) {display: none}

@@ -204,6 +204,7 @@ def _lay_one(events: _Events, examples: list) -> gr.Image:
             photo = gr.Image(
                 type="filepath", image_mode=None, sources=["upload", "webcam", "clipboard"],
                 label="Photograph", height=340, elem_id="photo", buttons=["fullscreen"],
+                alt_text="Your photograph; not every browser can show a TIFF",
                 webcam_options=gr.WebcamOptions(
                     mirror=False, constraints={"video": {"facingMode": "environment"}}))
         with gr.Column(min_width=280, elem_id="heat-side"):

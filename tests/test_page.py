@@ -183,6 +183,11 @@ def test_several_with_a_broken_one_among_them(visit, folder, predictor, tmp_path
     wait_for_picture(page, "#gallery img")
     wait_for_count(page, "#gallery .grid-container img", 2)
     assert [text.split(":")[0] for text in page.locator("#gallery .caption-label").all_inner_texts()] == ["red.jpg", "=green.png"]
+    picture, caption = (page.locator(f"#gallery .grid-container {part}").first.bounding_box() for part in ("img", ".caption-label"))
+    assert picture["y"] + picture["height"] <= caption["y"] + 1   # not covered
+    page.locator("#gallery .thumbnail-lg").first.click()
+    page.wait_for_function("document.querySelector('#gallery .media-button img')?.clientHeight > 250")   # large
+    page.get_by_label("Close").click()
     with page.expect_download() as download:
         page.locator("#csv").click()
     download.value.save_as(tmp_path / "table.csv")
