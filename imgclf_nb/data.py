@@ -53,7 +53,7 @@ def _drop(table: pd.DataFrame, file: Path | None, source: Source) -> pd.DataFram
 
 # %% ../nbs/02c_data.ipynb #37924ce3
 def _check_enough(manifest: pd.DataFrame, quarantine: pd.DataFrame, settings: Settings):
-    "Raise `DataError` unless there are two classes, each with images in each split."
+    "Raise `DataError` unless there are two classes, each in each split, or in a test split alone."
     aside = "" if quarantine.empty else (f"; {len(quarantine)} can't be used, the first is "
                                          f"{quarantine.path.iloc[0]}: {quarantine.reason.iloc[0]}")
     labels = set(manifest.label)
@@ -64,7 +64,8 @@ def _check_enough(manifest: pd.DataFrame, quarantine: pd.DataFrame, settings: Se
     if len(labels) < (settings.top_n or len(labels) + 1): labels |= set(quarantine.label)
     counts = pd.crosstab(manifest.label, manifest.split)
     counts = counts.reindex(index=sorted(labels), columns=SPLITS, fill_value=0)
-    small = counts[(counts == 0).any(axis=1)]
+    needed = ["test"] if set(manifest.split) == {"test"} else list(SPLITS)
+    small = counts[(counts[needed] == 0).any(axis=1)]
     if small.empty: return
     names = [f"{label} ({row.sum()} images: {row.train} train, {row.val} val, {row.test} test)"
              for label, row in small.iterrows()]
@@ -72,7 +73,7 @@ def _check_enough(manifest: pd.DataFrame, quarantine: pd.DataFrame, settings: Se
     fewer, most = len(counts) - len(small), counts.sum(axis=1)
     fits = fewer >= 2 and most[small.index].max() < most.drop(small.index).min()
     raise DataError(f"too few images of {', '.join(names[:10])}{more}: each class needs one or "
-                    f"more, not copies (--no-twins: not the same files), in train, val and test; "
+                    f"more, not copies (--no-twins: not the same files), in {', '.join(needed)}; "
                     f"add images"
                     + (f", or take --top-n {fewer}" if fits else "") + aside)
 

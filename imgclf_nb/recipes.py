@@ -16,6 +16,7 @@ from fastai.torch_core import set_seed
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from .archives import DataError
 from .backbones import load_backbone
 from .data import find_data, fingerprint_data, read_manifest
 from .fast import FastRun, fit_fast
@@ -89,6 +90,9 @@ def train_model(
     data = find_data(settings)
     check_origin(data, settings.source)
     manifest = read_manifest(data)
+    if set(manifest.split) == {"test"}:
+        raise DataError(f"{data} has test images alone, to score a model on (imgclf evaluate): "
+                        "nothing can be learned from it. Was the folder named test by chance?")
     if not settings.allow_leak: check_splits(manifest)
     backbone = load_backbone(arch, weights=settings.weights, size_px=size_px)
     set_seed(settings.seed)

@@ -44,8 +44,10 @@ def _recognise(source: str) -> tuple[str, Path | None]:
 
 # %% ../nbs/02_sources.ipynb #9451ef2c
 def _unwrap(files: list) -> list:
-    "Drop the first folder of all while it holds everything, in folders."
-    while len({parts[0] for _, parts in files}) == 1 and all(len(parts) > 2 for _, parts in files):
+    "Drop the first folder of all while it holds everything, in folders, and is not named test."
+    while len(heads := {parts[0] for _, parts in files}) == 1:
+        shallow = any(len(parts) < 3 for _, parts in files)
+        if shallow or _SPLIT_NAMES.get(heads.pop().lower()) == "test": break
         files = [(path, parts[1:]) for path, parts in files]
     return files
 
@@ -57,7 +59,9 @@ def label_paths(
     files = _unwrap([(path, PurePath(path).parts) for path in paths])
     heads = sorted({parts[0] for _, parts in files if len(parts) > 1})
     splits = [head for head in heads if head.lower() in _SPLIT_NAMES]
-    if len(splits) < 2: return [(path, parts[0], None) for path, parts in files if len(parts) > 1]
+    only_test = len(heads) == 1 and all(len(parts) > 2 for _, parts in files)
+    if len(splits) < 2 and not only_test:
+        return [(path, parts[0], None) for path, parts in files if len(parts) > 1]
     if others := [head for head in heads if head not in splits]:
         raise DataError(f"{source} has {', '.join(splits)} beside {', '.join(others[:3])}: "
                         f"splits or classes? Move the others away, or give {splits[0]}/ as SOURCE")

@@ -270,6 +270,24 @@ def test_another_source_of_the_same_name_is_not_scored(example, imgclf, tmp_path
     assert imgclf("evaluate", "--name", "pictures", "--no-robustness").returncode == 0   # who names it means it
 
 
+def test_a_model_is_scored_on_pictures_for_a_test_alone(example, imgclf, tmp_path):
+    """All of them count, none is for training, and who tries to train on them is told."""
+    for number, label in enumerate(LABELS):
+        (tmp_path / "spring" / "test" / label).mkdir(parents=True)
+        for seed in range(4):
+            draw_example(number, seed=100 + 10 * number + seed).save(tmp_path / "spring" / "test" / label / f"{seed}.png")
+    assert imgclf("prepare", "spring", "--no-audit", "--no-twins").returncode == 0
+    assert set(read_manifest(tmp_path / "data" / "spring").split) == {"test"}
+    ran = imgclf("evaluate", "spring", "--no-robustness")
+    assert ran.returncode == 0, ran.stderr
+    metrics = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    assert (metrics["dataset"]["name"], metrics["dataset"]["n_test"], metrics["accuracy"]) == ("spring", 4 * len(LABELS), 1)
+    before = listing(tmp_path)
+    ran = imgclf("train", "spring")
+    assert (ran.returncode, ran.stdout) == (2, "") and "test images alone" in ran.stderr
+    assert listing(tmp_path) == before
+
+
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_bundle_that_is_replaced_meanwhile_gets_no_score(example, monkeypatch, capsys, gone):
     """A training ends while the test images are asked about: its model is not the one that was scored."""
