@@ -55,15 +55,17 @@ def httpx_client(headers):
     return httpx2.AsyncClient(headers=headers)
 
 
-def test_every_door_gives_the_same_answer(tmp_path, photo):
+@pytest.mark.parametrize("root", ["", "/pictures"])
+def test_every_door_gives_the_same_answer(tmp_path, photo, root):
     path = tmp_path / "sea.png"
     path.write_bytes(photo)
-    with running_server(tmp_path, "--mcp") as server:
+    with running_server(tmp_path, "--mcp", *(["--root-path", root] if root else [])) as server:
+        url = server.url = server.url + root
         answers = {
-            "form": httpx.post(server.url + "/predict", files={"file": ("a", photo)}).json(),
-            "body": httpx.post(server.url + "/predict", content=photo, headers={"Content-Type": "image/png"}).json(),
-            "batch": httpx.post(server.url + "/predict/batch", files=[("files", ("a", photo))] * 2).json()[1],
-            "tool": asyncio.run(call_tool(server.url, photo)).structured_content}
+            "form": httpx.post(url + "/predict", files={"file": ("a", photo)}).json(),
+            "body": httpx.post(url + "/predict", content=photo, headers={"Content-Type": "image/png"}).json(),
+            "batch": httpx.post(url + "/predict/batch", files=[("files", ("a", photo))] * 2).json()[1],
+            "tool": asyncio.run(call_tool(url, photo)).structured_content}
         page = connect(server).predict(handle_file(path), api_name="/predict")
     expected = dict(Predictor(tmp_path / "model" / "bundle").predict(path).predictions)
     answers["page"] = {"label": page["label"], "predictions": [
@@ -74,10 +76,12 @@ def test_every_door_gives_the_same_answer(tmp_path, photo):
         assert given == pytest.approx(expected, abs=1e-6), door
 
 
-def test_one_key_for_every_door(tmp_path, photo):
+@pytest.mark.parametrize("root", ["", "/pictures"])
+def test_one_key_for_every_door(tmp_path, photo, root):
     path = tmp_path / "sea.png"
     path.write_bytes(photo)
-    with running_server(tmp_path, "--mcp", env={"IMGCLF_API_KEY": KEY}) as server:
+    with running_server(tmp_path, "--mcp", env={"IMGCLF_API_KEY": KEY, "IMGCLF_ROOT_PATH": root}) as server:
+        server.url += root
         def status(method, route, **options):
             return httpx.request(method, server.url + route, **options).status_code
         form = {"files": {"file": ("a", photo)}}
