@@ -497,6 +497,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'imgclf_nb/recipes.py'),
                                    'imgclf_nb.recipes._fit_plainly': ('recipes.html#_fit_plainly', 'imgclf_nb/recipes.py'),
                                    'imgclf_nb.recipes._key': ('recipes.html#_key', 'imgclf_nb/recipes.py'),
+                                   'imgclf_nb.recipes._read_pictures': ('recipes.html#_read_pictures', 'imgclf_nb/recipes.py'),
                                    'imgclf_nb.recipes._save_figure': ('recipes.html#_save_figure', 'imgclf_nb/recipes.py'),
                                    'imgclf_nb.recipes.train_model': ('recipes.html#train_model', 'imgclf_nb/recipes.py')},
             'imgclf_nb.report': { 'imgclf_nb.report._encode': ('report.html#_encode', 'imgclf_nb/report.py'),

@@ -117,6 +117,7 @@ _HEADERS = {
         "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"}
 _log = logging.getLogger("imgclf.requests")
 
+# %% ../nbs/09c_guard.ipynb #5d1c0e21
 class Guard:
     "An ASGI application around another one: checks requests, completes answers, counts both."
     def __init__(self,
@@ -169,6 +170,7 @@ def _check(guard: Guard, scope: dict) -> None:
         raise Refusal(405, f"{scope['path']} takes {' and '.join(methods)}; see /docs", "method",
                       {"Allow": ", ".join(methods)})
 
+# %% ../nbs/09c_guard.ipynb #5d1c0e22
 @contextmanager
 def _hold_place(guard: Guard, scope: dict):
     "Count a request among those under way, unless it makes no work."

@@ -80,6 +80,16 @@ def _fit_plainly(learner: Learner, checkpoint: Checkpoint, settings: Settings,
             return fit_phases(learner, checkpoint, settings=settings)
 
 # %% ../nbs/05b_recipes.ipynb #ec9bc60f
+def _read_pictures(data: Path, settings: Settings) -> pd.DataFrame:
+    "The manifest of a data set that may be learned from."
+    manifest = read_manifest(data)
+    if set(manifest.split) == {"test"}:
+        raise DataError(f"{data} has test images alone, to score a model on (imgclf evaluate): "
+                        "nothing can be learned from it. Was the folder named test by chance?")
+    if not settings.allow_leak: check_splits(manifest)
+    return manifest
+
+# %% ../nbs/05b_recipes.ipynb #5d1c0e23
 def train_model(
     settings: Settings, # What to train on, and how
 ) -> Learner:           # With the weights that are kept
@@ -89,11 +99,7 @@ def train_model(
     check_writable(settings.model_dir, results)   # before minutes go by
     data = find_data(settings)
     check_origin(data, settings.source)
-    manifest = read_manifest(data)
-    if set(manifest.split) == {"test"}:
-        raise DataError(f"{data} has test images alone, to score a model on (imgclf evaluate): "
-                        "nothing can be learned from it. Was the folder named test by chance?")
-    if not settings.allow_leak: check_splits(manifest)
+    manifest = _read_pictures(data, settings)
     backbone = load_backbone(arch, weights=settings.weights, size_px=size_px)
     set_seed(settings.seed)
     pixels = cache_pixels(manifest, data, settings=settings)
