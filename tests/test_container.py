@@ -314,7 +314,7 @@ def test_the_image_answers_other_commands(engine, run):
     """`docker run imgclf COMMAND` is `imgclf COMMAND`; a mistake is one line and exit code 2."""
     handle, _ = run("predict", "model/bundle/README.md")
     code, output = engine.wait(handle, timeout=60)
-    assert code == 0 and "model/bundle/README.md   error: " in output
+    assert code == 1 and "model/bundle/README.md   error: " in output
     handle, _ = run("predict", "--nonsense", "1")
     code, output = engine.wait(handle, timeout=60)
     assert code == 2 and output.startswith("imgclf: ") and output.count("\n") == 1
