@@ -447,7 +447,8 @@ def summarize(runs, splits):
     tests["right"] = [value for run in runs.values() for value in run["right"]]
     first = next(iter(runs.values()))
     mean = lambda name: float(np.mean([run[name] for run in runs.values()]))
-    stages = {stage: np.mean([run["seconds"].get(stage, 0) for run in runs.values()]) for stage in dict.fromkeys(name for run in runs.values() for name in run["seconds"])}
+    names = dict.fromkeys(name for run in runs.values() for name in run["seconds"])   # not every seed keeps weights halfway
+    stages = {name: np.mean([run["seconds"].get(name, 0) for run in runs.values()]) for name in names}
     return dict(tests=tests, total=mean("total"), mb=max(run["mb"] for run in runs.values()), stages=stages,
                 accuracy=tests.right.mean(), interval=estimate_interval(tests.right.to_numpy(), tests.group.to_numpy()),
                 per_class=np.mean([tests.right[tests.label == label].mean() for label in sorted(set(tests.label))]),
