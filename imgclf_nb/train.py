@@ -191,8 +191,8 @@ class Checkpoint(_State, Callback):
                                  seconds=seconds))
         self.done, model = self.epoch + 1, self.model.state_dict()
         if self.best is None or losses["valid_loss"] < self.best["loss"]:
-            self.best = {"loss": losses["valid_loss"], "epoch": len(self.history),
-                         "model": {name: value.clone() for name, value in model.items()}}
+            model = {name: value.clone() for name, value in model.items()}   # in the file once
+            self.best = {"loss": losses["valid_loss"], "epoch": len(self.history), "model": model}
         self.save(model=model, optimizer=self.opt.state_dict()["state"])   # the cycle has the rest
 
 # %% ../nbs/05_train.ipynb #e5c5f217

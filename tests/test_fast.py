@@ -16,7 +16,7 @@ from PIL import Image
 
 from imgclf_nb.backbones import cut_backbone, load_backbone
 from imgclf_nb.bundle import read_bundle
-from imgclf_nb.depthwise import restore_convolutions, swap_convolutions
+from imgclf_nb.convolutions import restore_convolutions, swap_convolutions
 from imgclf_nb.predict import Predictor
 
 OPTIONS = ["--arch", "efficientnet_lite0", "--image-size-px", "64", "--recipe", "fast"]
@@ -182,14 +182,14 @@ def test_two_trainings_at_the_same_time(tmp_path, shapes):
 MEMORY = """
 import resource, torch
 from fastai.losses import CrossEntropyLossFlat
-from imgclf_nb import fast
+from imgclf_nb import head
 peak_mb = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 features, targets = torch.rand(20_000, 5120, dtype=torch.float16), torch.arange(20_000) % 10
-fast._STRENGTHS = (0.3,)
+head._STRENGTHS = (0.3,)
 few = slice(0, 2_000), slice(2_000, 2_500)
-fast.solve_head(features, targets, few, loss_func=CrossEntropyLossFlat(), n_classes=10)
+head.solve_head(features, targets, few, loss_func=CrossEntropyLossFlat(), n_classes=10)
 before = peak_mb()
-fast.solve_head(features, targets, (slice(0, 17_000), slice(17_000, None)), loss_func=CrossEntropyLossFlat(), n_classes=10)
+head.solve_head(features, targets, (slice(0, 17_000), slice(17_000, None)), loss_func=CrossEntropyLossFlat(), n_classes=10)
 print(peak_mb() - before)
 """
 
