@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
+from starlette.middleware.cors import CORSMiddleware
 
 from . import __version__
 from .body import Refusal
@@ -194,6 +195,7 @@ def make_api(
     app = FastAPIOffline(redoc_url=None, title=f"imgclf: {name}", version=__version__,
                          description="Send a picture, get its class.",
                          dependencies=key if settings.api_key else [])   # told; the guard asks
+    app.add_middleware(CORSMiddleware)   # for no website; Gradio would let in every one
     app.state.monitor, app.state.draining = service.monitor if service else None, False
     for kind in (ImageError, BusyError, Refusal, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _explain)

@@ -51,11 +51,12 @@ def sweep_uploads(
 
 def _sweep_all(uploads: Path) -> None:
     "Sweep the uploads of this server and of others of this user, which may have been killed."
+    most_mb = min(1000, shutil.disk_usage(uploads).total / 2e6)   # where it is small, half of it
     for folder in uploads.parent.glob("imgclf-uploads-*"):
         with suppress(OSError):   # a file that went meanwhile; the next round finds the rest
             info = folder.lstat()
             ours = stat.S_ISDIR(info.st_mode) and info.st_uid == os.geteuid()
-            if ours: sweep_uploads(folder)
+            if ours: sweep_uploads(folder, most_mb=most_mb)
 
 async def _sweep_for_ever(guard: Guard, every_s: float = 10) -> None:
     while True:
@@ -81,7 +82,8 @@ def _load_model(settings: Settings, with_page: bool) -> Predictor:
     _import_openvino()   # here, so that no two threads import one library
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(Predictor, settings.model_dir/"bundle", quick=True,
-            precision=settings.precision, max_megapixels=settings.max_megapixels)
+            precision=settings.precision, max_megapixels=settings.max_megapixels,
+            max_file_mb=settings.max_upload_mb)
         if with_page: _import_page()
         return loading.result()
 
@@ -116,7 +118,7 @@ def make_app(
         guard.forget = partial(forget_gone, guard.page.get_blocks())
     else:
         from starlette.responses import RedirectResponse
-        app.add_route("/", lambda request: RedirectResponse("/docs"))
+        app.add_route("/", lambda request: RedirectResponse(f"{settings.root_path}/docs"))
     _add_lifespan(app, guard, tool)
     return guard
 

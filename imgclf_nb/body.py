@@ -58,6 +58,8 @@ class _Store:
         return self.held <= self.most or count <= self.small
 
 # %% ../nbs/09b_body.ipynb #776f3fa4
+_BYTES_PER_S = 50_000   # who sends faster than this is waited for
+
 class _Body:
     "The body of one request, with limits on bytes, parts and seconds."
     def __init__(self, scope: dict, receive, settings: Settings, store: _Store | None = None):
@@ -97,11 +99,12 @@ class _Body:
         if self.complete: return await self._receive()
         if self.refusal: raise self.refusal
         try:
-            with anyio.fail_after(self.deadline - time.monotonic()):
+            with anyio.fail_after(self.deadline + self.count / _BYTES_PER_S - time.monotonic()):
                 message = await self._receive()
         except TimeoutError:
-            self.refusal = Refusal(408, f"the request took more than {self.seconds:g} s to arrive; "
-                                        "send it again", "slow", {"Connection": "close"})
+            self.refusal = Refusal(408, f"the request took more than {self.seconds:g} s to arrive, "
+                                        f"and comes at less than {_BYTES_PER_S // 1000} kB a second"
+                                        "; send it again", "slow", {"Connection": "close"})
             raise self.refusal from None
         self.complete = not message.get("more_body", False)
         self._check(message.get("body", b""))

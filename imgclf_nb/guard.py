@@ -9,12 +9,14 @@ __all__ = ['check_key', 'name_route', 'RateLimit', 'Guard']
 import base64, hashlib, hmac, ipaddress, json, logging, math, re, time, uuid
 from collections import Counter
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import anyio
 from limits import parse
 from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
+from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from .body import Refusal, _Body, _Store, _discard, _read_header, _refuse_busy
@@ -72,6 +74,30 @@ def _enter(scope: dict, root: str) -> dict:
     if f"{path}/".startswith(f"{root}/"): path = path[len(root):]
     return {**scope, "root_path": root, "path": path}
 
+# %% ../nbs/09c_guard.ipynb #27ffd33a
+_HOST = re.compile(r"([\w.-]+|\[[\da-f:.]+\])?(:\d{1,5})?", re.IGNORECASE | re.ASCII)
+
+def _check_host(scope: dict) -> list[str]:
+    "The names under which a request asks for this server; raises `Refusal` if one is no name."
+    hosts = [_read_header(scope, name).partition(",")[0].strip()
+             for name in (b"host", b"x-forwarded-host")]
+    if all(map(_HOST.fullmatch, hosts)): return [host for host in hosts if host]
+    raise Refusal(400, "the header Host, or X-Forwarded-Host, is not the name of a host", "host")
+
+def _check_site(scope: dict) -> None:
+    "Raise `Refusal` with status 403 for what another website lets a browser send."
+    hosts = _check_host(scope)
+    if scope["method"] in (*_READ, "OPTIONS"): return
+    site, origin = (_read_header(scope, name) for name in (b"sec-fetch-site", b"origin"))
+    if site in ("same-origin", "none") or not (site or origin): return
+    if not site and urlsplit(origin).netloc in hosts: return
+    raise Refusal(403, "another website sent this; open the page of this server itself", "site")
+
+def _hide(scope: dict) -> dict:
+    "A request without the headers that Gradio would send back or believe."
+    hidden = (b"range", b"x-gradio-server")
+    return {**scope, "headers": [pair for pair in scope["headers"] if pair[0] not in hidden]}
+
 # %% ../nbs/09c_guard.ipynb #209e08be
 _WORK = re.compile(r"/predict(/batch)?|/mcp|/gradio_api/(upload|queue/join|(call|run)/.*)/?")
 
@@ -94,7 +120,7 @@ class RateLimit:
         rate: str | None, # Number, slash and unit of time
     ):
         self.text, self.rate = rate, parse(rate) if rate else None
-        self.window = MovingWindowRateLimiter(MemoryStorage())
+        self.window = SlidingWindowCounterRateLimiter(MemoryStorage())
 
     def check(self,
         scope: dict, # ASGI scope of the request
@@ -153,6 +179,7 @@ def _check(guard: Guard, scope: dict) -> None:
     except Refusal:
         guard.rate.check(scope)
         raise
+    _check_site(scope)
     if _makes_work(scope):
         guard.rate.check(scope)
         most, inside = guard.settings.max_waiting, guard.inside
@@ -187,6 +214,7 @@ class _Exchange:
     def __init__(self, guard: Guard, scope: dict, send):
         self.guard, self.scope, self._send = guard, scope, send
         self.status, self.body, self.began = 0, None, time.perf_counter()
+        self.streams = False   # lasts as long as a page is open
         self.held = []   # messages of a 500
         given = _read_header(scope, b"x-request-id")
         self.id = given if re.fullmatch(r"[\w.-]{1,64}", given) else uuid.uuid4().hex[:12]
@@ -197,7 +225,7 @@ class _Exchange:
             _check(self.guard, self.scope)
             self.body = _Body(self.scope, receive, self.guard.settings, self.guard.store)
             head = self.scope["method"] == "HEAD" and self.scope["path"] in _OWN
-            root, scope = self.guard.settings.root_path, dict(self.scope)
+            root, scope = self.guard.settings.root_path, _hide(self.scope)
             scope["path"] = root + scope["path"]   # Starlette takes it off again
             if head: scope["method"] = "GET"   # no body goes out
             with _hold_place(self.guard, self.scope):
@@ -208,6 +236,8 @@ class _Exchange:
         except ClientDisconnect: pass   # nobody is there to be answered
         except Exception as error:
             refusal = self.body.refusal if self.body else None
+            if self.status and isinstance(error.__cause__, HTTPException):   # in a stream, said
+                return await self.send({"type": "http.response.body", "body": b""})
             if refusal is None:
                 _log.error("request %s failed", self.id, exc_info=error)
                 refusal = Refusal(500, f"an error of the server; its log has more under request "
@@ -229,6 +259,7 @@ class _Exchange:
             extra = {**_HEADERS, "X-Request-ID": self.id}
             if self.guard.draining: extra["Connection"] = "close"
             headers = MutableHeaders(scope=message)
+            self.streams = headers.get("content-type", "").startswith("text/event-stream")
             for name, value in extra.items(): headers.setdefault(name, value)
         await self._send(message)
 
@@ -255,7 +286,7 @@ def _record(exchange: _Exchange) -> None:
     seconds, route = time.perf_counter() - exchange.began, name_route(scope["path"])
     status, client = exchange.status or 499, (scope.get("client") or ("unknown",))[0]
     monitor.requests.labels(route, status).inc()
-    monitor.seconds.labels(route).observe(seconds)
+    if not exchange.streams: monitor.seconds.labels(route).observe(seconds)
     values = dict(id=exchange.id, client=client, method=scope["method"],
                   path=ascii(scope["path"][:200])[1:-1], status=status, ms=round(1000 * seconds, 1))
     _log.log(logging.DEBUG if route == "/health" else logging.INFO,

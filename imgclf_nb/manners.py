@@ -55,7 +55,7 @@ def _explain_errors(mounted: FastAPI) -> None:
     odd = refuse(422, "the request has not the form that this route takes")
     mounted.add_exception_handler(RequestValidationError, odd)
     text = refuse(422, "send files in the form field `files`, each with a file name")
-    ranges = refuse(416, "ask for one range of bytes, or for the whole file")
+    full = refuse(503, "the server has no room for uploads at the moment; try again in a minute")
     missing = refuse(404, "there is no such file")
     def explain(request, error):
         path = request.url.path
@@ -64,8 +64,9 @@ def _explain_errors(mounted: FastAPI) -> None:
         if isinstance(error, TypeError) and "/call/v2/" in path: return odd()
         if "GradioUploadFile" in str(error): return text()
         if isinstance(error, AttributeError) and path.rstrip("/").endswith("/upload"): return text()
-        if isinstance(error, ValueError) and "range" in request.headers: return ranges()
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG: return missing()
+        number = getattr(error, "errno", None)
+        if number == errno.ENAMETOOLONG: return missing()
+        if number in (errno.ENOSPC, errno.EDQUOT): return full()
         raise error
-    for kind in (LookupError, TypeError, AttributeError, ValueError, OSError):
+    for kind in (LookupError, TypeError, AttributeError, OSError):
         mounted.add_exception_handler(kind, explain)

@@ -6,7 +6,7 @@
 __all__ = ['check_upload', 'store_feedback', 'make_page', 'mount_page']
 
 # %% ../nbs/09h_page.ipynb #865a170e
-import asyncio, functools, json, logging, secrets, threading
+import asyncio, functools, json, logging, secrets, shutil, threading
 from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
@@ -16,6 +16,7 @@ import gradio.routes
 import numpy as np
 from fastapi import FastAPI
 
+from .body import _limit_request
 from .files import StorageError, hash_file, write_atomic
 from .images import ImageError, open_image
 from .looks import (CSS, WAITING, copy_examples, make_theme, write_head,
@@ -78,7 +79,7 @@ def _tell(function):
 
 # %% ../nbs/09h_page.ipynb #5a9c5c53
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}
-_storing = threading.Lock()
+_storing, _SPARE = threading.Lock(), 500e6   # bytes that visitors leave free
 def store_feedback(
     file: Path,   # Uploaded picture
     label: str,   # What it really shows
@@ -94,6 +95,8 @@ def store_feedback(
     name = hash_file(file) + _SUFFIXES.get(kind, f".{kind.lower()}")
     try:
         with _storing:
+            folder.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(folder).free < _SPARE: raise StorageError("its disk is full")
             with write_atomic(folder/label/name) as partial: partial.write_bytes(file.read_bytes())
             for other in labels:
                 if other != label: (folder/other/name).unlink(missing_ok=True)
@@ -240,7 +243,8 @@ def _lay_feedback(events: _Events, photo: gr.Image) -> tuple[gr.Dropdown, gr.HTM
 def _lay_many(events: _Events) -> None:
     "The tab for several photographs."
     files = gr.File(file_count="multiple", elem_id="files", height=180,
-                    label=f"Photographs, {events.settings.max_files} at most")
+                    label=f"Photographs, {events.settings.max_files} at most, together "
+                          f"{_limit_request(events.settings) / 1e6:g} MB")
     gallery = gr.Gallery(label="Answers", height="auto", interactive=False,
                          object_fit="contain", format="jpeg", elem_id="gallery", buttons=[],
                          visible=False)

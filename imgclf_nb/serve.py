@@ -6,7 +6,8 @@
 __all__ = ['make_app_from_environment', 'serve']
 
 # %% ../nbs/09l_serve.ipynb #7a0c1e03
-import asyncio, ctypes, gc, logging.config, os, signal, socket, sys, tempfile, time, warnings
+import asyncio, ctypes, gc, ipaddress, logging.config
+import os, signal, socket, sys, tempfile, time, warnings
 from contextlib import suppress
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
@@ -22,7 +23,7 @@ from .door import close_door
 from .guard import Guard
 from .monitor import Monitor
 from .predict import Predictor
-from .settings import Settings
+from .settings import Settings, SettingsError
 
 # %% ../nbs/09l_serve.ipynb #9a62cd19
 def _return_memory() -> None:
@@ -33,6 +34,14 @@ def _return_memory() -> None:
     tune(trim_threshold, 16 << 20)   # bytes
     tune(mmap_threshold, 4 << 20)   # bytes
     tune(arena_max, 2)
+
+def _allow_connections(most: int = 65536) -> None:
+    "Have as many connections and files open as the system lets this user, up to `most`."
+    with suppress(ImportError, ValueError, OSError):   # Windows has no such limit
+        import resource
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
 
 # %% ../nbs/09l_serve.ipynb #4bb14071
 def _say(text: str, settings: Settings) -> None:
@@ -97,7 +106,8 @@ def _export_settings(settings: Settings) -> dict[str, str]:
             if value is not None}
 
 def _prepare_process(settings: Settings) -> None:
-    "Log, warnings and memory of a process that serves."
+    "Log, warnings, memory and connections of a process that serves."
+    _allow_connections()
     logging.config.dictConfig(_log_config(settings.log_format))
     warnings.filterwarnings("ignore", module="PIL")   # remarks on odd files of strangers
     _return_memory()
@@ -150,12 +160,14 @@ class _Workers(Multiprocess):
         log = logging.getLogger("imgclf")
         log.warning("process %s died, and another has taken its place", min(died))
         with suppress(BundleError):
-            if (now := read_bundle(self.bundle).sha256) == self.sha256: return
+            if read_bundle(self.bundle).sha256 == self.sha256: return
             log.warning("%s is another model now: every process starts anew with it", self.bundle)
             self.restart_all()
-            self.sha256 = now
 
-    def restart_all(self): self._watch(super().restart_all)
+    def restart_all(self):
+        now = None
+        with suppress(BundleError): now = read_bundle(self.bundle).sha256
+        if len(self._watch(super().restart_all)) == len(self.processes): self.sha256 = now
 
     def _watch(self, replace) -> set:
         "Replace processes; gives the numbers of those that are gone."
@@ -185,14 +197,30 @@ def _serve_several(settings: Settings, listening: socket.socket) -> None:
         multiprocess.Process = _Worker   # what `Multiprocess` makes
         _Workers(config, [listening], bundle=settings.model_dir/"bundle").run()
 
+# %% ../nbs/09l_serve.ipynb #f7536906
+def _check_proxies(settings: Settings) -> None:
+    "Raise `SettingsError` unless the trusted proxies are addresses or networks."
+    for proxy in filter(None, map(str.strip, settings.trusted_proxies.split(","))):
+        try: ipaddress.ip_network(proxy)
+        except ValueError as error:
+            raise SettingsError(f"--trusted-proxies: {proxy!r} is neither an address nor a network "
+                                "of a proxy, such as 10.0.0.5 or 172.16.0.0/12") from error
+
+def _warn_if_open(settings: Settings) -> None:
+    "Say that there is no key, where others can reach the server."
+    if settings.api_key or settings.host in ("127.0.0.1", "localhost", "::1"): return
+    _say("no key is set (IMGCLF_API_KEY): whoever reaches this port may use the server", settings)
+
 # %% ../nbs/09l_serve.ipynb #7a0c1e0e
 def serve(
     settings: Settings, # Address, limits, key, and which doors to open
 ) -> None:
     "Serve until SIGTERM or Ctrl-C; raises `SettingsError` or `BundleError` before it starts."
     _prepare_process(settings)
+    _check_proxies(settings)
     listening = _open_socket(settings.host, settings.port)
     port = listening.getsockname()[1]
+    _warn_if_open(settings)
     if not _is_there(settings.model_dir/"bundle") and not _await_model(settings, listening): return
     if settings.processes > 1: return _serve_several(settings, listening)
     guard = make_app(settings)

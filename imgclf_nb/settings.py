@@ -190,7 +190,7 @@ class Settings(_PredictSettings):
     max_waiting: int = Field(64, ge=1, le=10_000, description=
         "Pictures under way at once; who comes then is told to come again (status 503)")
     body_timeout_s: float = Field(20, gt=0, le=3600, description=
-        "Seconds in which a request must have arrived")
+        "Seconds in which a request must have arrived; one more for each 50 kB of it")
     processes: int = Field(1, ge=1, le=64, description=
         "Server processes; with more than one there is the API only, no page")
     trusted_proxies: str = Field("", description=

@@ -480,16 +480,61 @@ def test_uploads_of_gradio(server, watch):
     assert not list(Path("/tmp").glob("evil*")) and not Path("/etc/evil.jpg").exists()
 
 
-def test_ranges_of_an_upload(server, watch):
-    """Part of a file can be asked for; what Gradio can't cut out is refused."""
+@pytest.mark.parametrize("range", ["bytes=0-9", "bytes=0-1,3-4", "bytes=", "bytes=a-b", "x", "bytes=99999999-"])
+def test_a_part_of_an_upload(server, watch, range):
+    """The file comes whole, and no answer has what a proxy wrote into the request: Gradio would send it back with a part."""
     stored = httpx.post(server.url + "/gradio_api/upload", files={"files": ("a.jpg", PHOTO)}).json()[0]
-    def ask(range):
-        return watch.beside(range, lambda: httpx.get(f"{server.url}/gradio_api/file={stored}", headers={"Range": range}))
-    assert (reply := ask("bytes=0-9")).status_code == 206 and reply.content == PHOTO[:10]
-    for range in ("bytes=0-1,3-4", "bytes=", "bytes=a-b", "bytes=9", "x", "bytes=99999999-"):
-        reply = ask(range)
-        assert reply.status_code in (400, 416), (range, reply.status_code)
-        assert b"Traceback" not in reply.content and len(reply.content) < 1000
+    headers = {"Range": range, "Authorization": "Bearer of-the-proxy", "Cookie": "session=of-the-proxy", "X-Inner": "of-the-proxy"}
+    reply = watch.beside(range, lambda: httpx.get(f"{server.url}/gradio_api/file={stored}", headers=headers))
+    assert reply.status_code == 200 and reply.content == PHOTO
+    assert "of-the-proxy" not in str(reply.headers)
+
+
+# --- hosts and other websites ---
+
+@pytest.mark.parametrize("headers, status", [
+    ({"X-Forwarded-Host": "a:b"}, 400), ({"X-Forwarded-Host": "http://evil.example/"}, 400), ({"Host": "a:b"}, 400), ({"Host": "a/b"}, 400),
+    ({"Host": "[::1"}, 400), ({"Host": "a:99999999"}, 400), ({"Host": "a:99999"}, 200), ({"X-Gradio-Server": "http://a:b"}, 200),
+    ({"X-Forwarded-Host": "a.example, b.example"}, 200), ({"X-Forwarded-Host": "[::1]:80", "X-Forwarded-Proto": "https"}, 200)])
+def test_names_of_hosts(server, watch, headers, status):
+    for path in ("/", "/config", "/gradio_api/info"):
+        reply = watch.beside(f"{path} {headers}", lambda: httpx.get(server.url + path, headers=headers))
+        assert reply.status_code == status, (path, reply.text[:200])
+        assert status == 200 or "Host" in reply.json()["detail"]
+
+
+def test_a_request_without_a_host(server, watch):
+    for extra in (b"", b"Origin: http://a.example\r\n"):
+        (status, _, body), *_ = watch.beside("no host", lambda: talk(server, b"GET /config HTTP/1.0\r\n" + extra + b"\r\n"))
+        assert status == 200 and json.loads(body)["title"]
+
+
+def test_what_nobody_waits_for_ends_quietly(server, watch):
+    """The log of this server is looked at in the end."""
+    for path in ("queue/data?session_hash=nobody", "call/predict/nobody"):
+        reply = watch.beside(path, lambda: httpx.get(f"{server.url}/gradio_api/{path}"))
+        assert reply.status_code in (200, 404) and "Traceback" not in reply.text, (path, reply.text)
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:1"])
+def test_another_website_gets_nothing(server, origin):
+    """Neither does a visitor's browser work for it, nor does it see what the browser sees."""
+    # the name under which a private server is reached, since Gradio itself is careful with `localhost` only
+    with httpx.Client(base_url=server.url, headers={"Origin": origin, "Host": "pictures.example"}) as browser:
+        posts = [browser.post("/predict", files={"file": ("a.jpg", PHOTO)}), browser.post("/gradio_api/upload", files={"files": ("a.jpg", PHOTO)}),
+                 browser.post("/gradio_api/queue/join", content=b"{}"), browser.post("/gradio_api/call/predict", content=b"{}")]
+        wanted = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "cookie"}
+        looks = [browser.get(path) for path in ("/", "/config", "/health", "/gradio_api/info")]
+        looks += [browser.options(path, headers=wanted) for path in ("/config", "/gradio_api/upload", "/predict")]
+    assert [reply.status_code for reply in posts] == [403] * 4
+    assert all("another website" in reply.json()["detail"] for reply in posts)
+    for reply in looks + posts:
+        assert not [name for name in reply.headers if name.startswith("access-control-allow-o")], (reply.url, reply.headers)
+
+
+def test_the_own_page_may(server):
+    for headers in ({"Origin": server.url}, {"Sec-Fetch-Site": "same-origin", "Origin": "https://as.the.proxy.has.it"}, {}):
+        assert httpx.post(server.url + "/predict", files={"file": ("a.jpg", PHOTO)}, headers=headers).status_code == 200
 
 
 def test_uploads_do_not_stay(tmp_path):
