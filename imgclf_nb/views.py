@@ -173,20 +173,25 @@ def _show_pairs(matrix: list, labels: list, most: int = 10) -> str:
     return f"<ul>{rows}</ul>" if pairs else "<p>No picture was taken for another class.</p>"
 
 # %% ../nbs/09e_views.ipynb #c64cf3bb
+_SHARES = ("precision", "recall", "f1")
+
 def _show_classes(per_class: dict, labels: list) -> str:
     "Precision, recall, F1 and number of pictures of each class."
-    body = "".join(
-        f"<tr><td>{escape(label)}</td>" + "".join(
-            f"<td>{per_class[label][key]:.1%}</td>" for key in ("precision", "recall", "f1"))
-        + f"<td>{int(per_class[label]['support']):,}</td></tr>" for label in labels)
+    def row(score):   # a class that the test pictures lack has no score
+        shares = [f"{score[key]:.1%}" if score["support"] else "–" for key in _SHARES]
+        return "".join(f"<td>{cell}</td>" for cell in (*shares, f"{int(score['support']):,}"))
+    body = "".join(f"<tr><td>{escape(label)}</td>{row(per_class[label])}</tr>" for label in labels)
     heads = "".join(f"<th>{name}</th>"
                     for name in ("Class", "Precision", "Recall", "F1", "Pictures"))
     return ('<div class="scroll"><table class="list numbers"><thead><tr>'
             f"{heads}</tr></thead>{body}</table></div>")
 
 # %% ../nbs/09e_views.ipynb #1ccb5a21
-def _show_scores(scores: dict) -> str:
-    "Show how good a model is: accuracy in words, confusion matrix, class by class."
+def _show_scores(scores: dict, data: dict) -> str:
+    "Show how good a model of some data is: accuracy in words, confusion matrix, class by class."
+    tested = scores["dataset"]
+    same = tested["fingerprint"] == data.get("fingerprint")
+    where = "new to the model" if same else f"of the data set {escape(tested['name'])}"
     labels, matrix, n = scores["labels"], scores["confusion_matrix"], scores["n_test"]
     low, high = scores["accuracy_ci95"]
     right = sum(row[k] for k, row in enumerate(matrix))
@@ -194,7 +199,7 @@ def _show_scores(scores: dict) -> str:
             "like these are named rightly.")
     grid = _show_matrix(matrix, labels) if len(labels) <= 150 else ""
     return (f'<div class="scores"><p class="verdict">{scores["accuracy"]:.1%} right</p>'
-            f"<p>{right:,} of {n:,} test pictures, new to the model. {sure}</p>"
+            f"<p>{right:,} of {n:,} test pictures, {where}. {sure}</p>"
             "<h3>What is taken for what</h3><p>Rows are the truth, columns the answers; numbers "
             f"count pictures.</p>{grid}{_show_pairs(matrix, labels)}"
             f"<h3>Class by class</h3>{_show_classes(scores['per_class'], labels)}"
@@ -226,6 +231,6 @@ def _read_scores(file: Path, predictor: Predictor) -> str:
         if other and model["sha256"] != predictor.sha256:
             raise LookupError("The scores that are here belong to another model: the "
                               "server, if it was trained anew, must be started again")
-        return _show_scores(scores)
+        return _show_scores(scores, predictor.info.data)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         raise LookupError("The scores that are here are not complete") from None

@@ -27,7 +27,8 @@ def metrics(sha256):
     """A score card of two classes that are always right, and one that is mistaken in 2 of 20."""
     scores = {label: dict(precision=1.0, recall=1.0, f1=1.0, support=20) for label in LABELS}
     return {"labels": LABELS, "n_test": 60, "accuracy": 58 / 60, "accuracy_ci95": [0.887, 0.991], "per_class": scores,
-            "confusion_matrix": [[20, 0, 0], [0, 20, 0], [2, 0, 18]], "model": {"sha256": sha256}}
+            "confusion_matrix": [[20, 0, 0], [0, 20, 0], [2, 0, 18]], "model": {"sha256": sha256},
+            "dataset": {"name": "shapes", "fingerprint": None}}
 
 
 @pytest.fixture(scope="module")

@@ -177,7 +177,8 @@ def test_the_scores_of_a_model_that_was_scored_twice_are_its_own(tmp_path):
     one = {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 1}
     n = len(predictor.labels)
     scores = dict(labels=predictor.labels, confusion_matrix=[[int(i == j) for j in range(n)] for i in range(n)], n_test=n, accuracy=1.0,
-                  accuracy_ci95=[0.4, 1.0], per_class={label: one for label in predictor.labels})
+                  accuracy_ci95=[0.4, 1.0], per_class={label: one for label in predictor.labels},
+                  dataset=dict(name="shapes", fingerprint=None))
     for network, said in ((after.info.files["model.onnx"], "100.0% right"), ("0" * 64, "belong to another model")):
         file.write_text(json.dumps({**scores, "model": {"sha256": after.sha256, "network": network}}))
         assert said in read_scores(file, predictor)
