@@ -373,6 +373,22 @@ def test_a_file_that_breaks_off_is_set_aside(tmp_path, prepare, format):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows forbids such names")
+@pytest.mark.parametrize("place", ["table", "XMP"])
+def test_a_tiff_is_turned_once(tmp_path, prepare, place):
+    """By the tag in its own table, or by that in its XMP, of which Pillow learns only when it decodes."""
+    for label in ("cat", "dog"):
+        (tmp_path / "pets" / label).mkdir(parents=True)
+        for seed in range(4):
+            noise = np.random.default_rng([seed, label == "cat"]).integers(0, 256, (30, 20, 3), np.uint8)
+            tags = {274: 6} if place == "table" else {700: b'<x tiff:Orientation="6"/>'}
+            Image.fromarray(noise).save(tmp_path / "pets" / label / f"{seed}.tif", tiffinfo=tags)
+            Image.fromarray(np.rot90(noise, -1)).save(tmp_path / f"{label}{seed}.png")
+    for row in prepare(tmp_path / "pets").itertuples():
+        upright = load_pixels(tmp_path / f"{row.label}{Path(row.path).stem}.png", size_px=32)
+        assert (row.width_px, row.height_px) == (30, 20)
+        assert np.abs(load_pixels(row.path, size_px=32).astype(int) - upright).max() <= 2
+
+
 def test_a_line_break_in_a_name_is_set_aside(tmp_path, prepare, refuse):
     pets = draw(tmp_path / "pets")
     (pets / "cat" / "x\ry.jpg").write_bytes(jpeg(5))
