@@ -115,9 +115,9 @@ def _find_place(
     return None if not pure.parts or any(map(is_debris, pure.parts)) else Path(*pure.parts)
 
 # %% ../nbs/01b_archives.ipynb #cff2e61c
-def _unpack(path, target: Path, budget, depth: int) -> int:
-    "Unpack pictures, and archives down to `depth` levels; give the number of pictures."
-    n_images = 0
+def _unpack(path, target: Path, budget, depth: int) -> list:
+    "Unpack pictures, and archives down to `depth` levels; give the places of the other files."
+    left_out = []
     with open(path, "rb") as file:
         for name, plain, is_folder, open_member in _find_reader(file)(file, budget):
             place = _find_place(name, budget.path)
@@ -126,16 +126,19 @@ def _unpack(path, target: Path, budget, depth: int) -> int:
                 raise DataError(f"{budget.path} is not safe: its member {name!r} is a link or a "
                                 f"device; pack the files themselves")
             inner = next((s for s in ARCHIVES if depth and name.lower().endswith(s)), None)
-            if place is None or not inner and place.suffix.lower() not in SUFFIXES: continue
+            if place is None: continue
+            if not inner and place.suffix.lower() not in SUFFIXES:
+                left_out.append(target/place)
+                continue
             _copy(open_member, target/place, budget)
-            if not inner: n_images += 1
-            else:
+            if inner:
                 (target/place).rename(packed := target/place.with_name(f".{place.name}"))
                 within = target/place.with_name(place.name[:-len(inner)])
-                n_images += _unpack(packed, within, budget, depth - 1)
+                left_out += _unpack(packed, within, budget, depth - 1)
                 packed.unlink()
-    return n_images
+    return left_out
 
+# %% ../nbs/01b_archives.ipynb #9aeee3d0
 def _copy(open_member, target: Path, budget):
     "Write one member, and count what it really holds, at least a block of the disk."
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -151,10 +154,12 @@ def unpack_archive(
     target: str | Path,  # Folder to unpack into; the caller removes it after an error
     *,
     max_gb: float = 20,  # Refuse what unpacks to more than this, in GB
-) -> int:                # How many pictures were written
+) -> list:               # Paths of the other files, which were not: relative to `target`, with `/`
     "Unpack the pictures of an archive; raises `DataError` if it is damaged or not safe."
     with explain_storage(target):
-        try: return _unpack(path, Path(target), _Budget(path, max_gb), depth=1)
+        try:
+            left_out = _unpack(path, Path(target), _Budget(path, max_gb), depth=1)
+            return [place.relative_to(target).as_posix() for place in left_out]
         except ImgclfError: raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT): raise   # not the archive's fault

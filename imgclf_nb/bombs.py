@@ -57,6 +57,8 @@ def _walk_png(content, most: int = 10_000) -> str:
     return f"more than {most} chunks"
 
 # %% ../nbs/00b_bombs.ipynb #f4afdd5d
+_PLAIN = (1, 5, 8, 32773, 32946)   # compressions that are no JPEG: none, LZW, deflate, PackBits
+
 def _walk_tiff(content, most: int = 10_000) -> str:
     order = "<" if content[:1] == b"I" else ">"
     big = content[2:4] in (b"+\0", b"\0+")
@@ -69,12 +71,16 @@ def _walk_tiff(content, most: int = 10_000) -> str:
     entries = read(count, start[0]) if start else None
     if not entries: return ""
     if entries[0] > 4096: return "a table of too many entries"
-    place, strips = start[0] + struct.calcsize(order + count), 1
-    for k in range(entries[0]):
-        found = read(entry, place + k * struct.calcsize(order + entry))
+    place, strips, plain = start[0] + struct.calcsize(order + count), 1, []
+    for _ in range(entries[0]):
+        found, place = read(entry, place), place + struct.calcsize(order + entry)
         if found and found[1] not in (1, 2, 6, 7) and found[2] > most:
             return f"a table entry of {found[2]} values"
         if found and found[0] in (273, 324): strips = found[2]   # strips or tiles
+        if found and found[0] == 259:   # compression, a short number at the entry's end
+            number = read("H", place - struct.calcsize(order + first))[0]
+            plain.append(found[1:3] == (3, 1) and number in _PLAIN)
+    if plain and all(plain): return ""
     return _count_scans(content, 100 + 4 * strips + len(content) // 8192)
 
 # %% ../nbs/00b_bombs.ipynb #efd32f7c

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from .files import track
+from .folders import SPLITS
 from .images import ImageError, load_pixels, measure_image, open_image
 from .settings import Settings
-from .sources import SPLITS
 from .twins import PictureFile, describe_picture, find_twins, group_twins, read_grey
 
 # %% ../nbs/02b_checks.ipynb #b448d1b1

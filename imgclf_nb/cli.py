@@ -7,6 +7,7 @@ __all__ = ['find_pictures', 'main']
 
 # %% ../nbs/10a_cli.ipynb #4a727738
 import _thread, atexit, csv, gc, json, os, sys, warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,20 @@ from .options import COMMANDS, _PATHS, parse_words
 from .settings import ImgclfError, Settings, SettingsError, nearest_names
 
 # %% ../nbs/10a_cli.ipynb #2a9ded77
+def _say_counts(counts: dict, most: int = 5) -> str:
+    "How many files there are of each suffix, such as `3 .heic, 1 .txt`."
+    ranked = Counter(counts).most_common()
+    more = f" and {len(ranked) - most} other kinds" if len(ranked) > most else ""
+    return ", ".join(f"{n:,} {what}" for what, n in ranked[:most]) + more
+
+def _count_others(folder: Path) -> str:
+    "How many files below a folder are no pictures by their suffix."
+    from imgclf_nb.archives import walk_folder
+    counts = Counter(os.path.splitext(name)[1].lower() or "no suffix"
+                     for _, names in walk_folder(folder) for name in names)
+    return _say_counts({suffix: n for suffix, n in counts.items() if suffix not in SUFFIXES})
+
+# %% ../nbs/10a_cli.ipynb #51d75a91
 def find_pictures(
     paths: list[str], # Files or folders
 ) -> list[Path]:      # Files as given; folders replaced by the pictures below them
@@ -26,9 +41,15 @@ def find_pictures(
     from imgclf_nb.predict import list_pictures
     found = []
     for path in map(Path, paths):
-        below = list_pictures(path) if os.path.isdir(path) else [path]   # never raises
+        if not os.path.isdir(path):   # never raises
+            found.append(path)
+            continue
+        below, others = list_pictures(path), _count_others(path)
         if not below:
-            raise SettingsError(f"no pictures in {path}; looked for {', '.join(SUFFIXES)}")
+            raise SettingsError(f"no pictures in {path}; looked for {', '.join(SUFFIXES)}, and "
+                                f"found {others or 'no files'}")
+        if others: print(f"imgclf: skipped in {path}: {others}; pictures are "
+                         f"{', '.join(SUFFIXES)}", file=sys.stderr)
         found += below
     return found
 
@@ -79,15 +100,19 @@ def _audit(settings: Settings, data: Path) -> str:
     add_sections(data/"report.html", sections)
     return f"; {suspects:,} labels are probably wrong, {odd:,} pictures are odd"
 
+# %% ../nbs/10a_cli.ipynb #ba33efe8
 def _prepare(settings: Settings, unpacked=None) -> None:
     from imgclf_nb.data import prepare_data, read_manifest
-    from imgclf_nb.sources import SPLITS
+    from imgclf_nb.folders import SPLITS
+    from imgclf_nb.sources import _recall
     data = prepare_data(settings, unpacked=unpacked)
     manifest = read_manifest(data)
     with open(data/"quarantine.csv", encoding="utf-8", newline="") as file:
         aside = sum(1 for _ in csv.reader(file)) - 1
     counts = ", ".join(f"{(manifest.split == name).sum():,} {name}" for name in SPLITS)
-    found = _audit(settings, data) if settings.audit else ""
+    others = _say_counts(_recall(data).get("ignored", {}))
+    found = f"; left out: {others}" if others else ""
+    found += _audit(settings, data) if settings.audit else ""
     print(f"{data}: {len(manifest):,} pictures of {manifest.label.nunique()} classes ({counts}); "
           f"{aside:,} set aside{found}. See {data/'report.html'}", flush=True)
 

@@ -18,15 +18,14 @@ from PIL import Image
 from .archives import DataError
 from .checks import (CONFLICT, group_pictures, inspect_largest, keep_largest,
                               set_aside_copies)
+from .folders import SPLITS
 from .images import load_pixels
 from .report import find_fonts, write_report, write_table
 from .settings import Settings, nearest_names
-from .sources import SPLITS, Source, name_source, open_source
+from .sources import _LISTS, Source, name_source, open_source
 from .splits import split_groups
 
 # %% ../nbs/02c_data.ipynb #a1675f75
-_LISTS = ("suspects.csv", "odd.csv", "twins.csv", "quarantine.csv", "manifest.csv")   # ours
-
 def _drop(table: pd.DataFrame, file: Path | None, source: Source) -> pd.DataFrame:
     "Give a reason to the pictures that a CSV lists; raises `DataError` for one that is not there."
     if file is None: return table
@@ -53,18 +52,20 @@ def _drop(table: pd.DataFrame, file: Path | None, source: Source) -> pd.DataFram
 
 # %% ../nbs/02c_data.ipynb #37924ce3
 def _check_enough(manifest: pd.DataFrame, quarantine: pd.DataFrame, settings: Settings):
-    "Raise `DataError` unless there are two classes, each in each split, or in a test split alone."
+    "Raise `DataError` unless there are two classes, each in each split, or test images alone."
     aside = "" if quarantine.empty else (f"; {len(quarantine)} can't be used, the first is "
                                          f"{quarantine.path.iloc[0]}: {quarantine.reason.iloc[0]}")
     labels = set(manifest.label)
     if not labels: raise DataError(f"no usable image in {settings.source}{aside}")
-    if len(labels) == 1:
-        raise DataError(f"only one class, {labels.pop()!r}, has images in {settings.source}; "
-                        f"a classifier needs two or more{aside}")
+    only_test = set(manifest.split) == {"test"}
+    if len(labels) == 1 and not only_test:
+        raise DataError(f"only one class, {labels.pop()!r}, has images in {settings.source}; a "
+                        "classifier needs two or more (to score a model on one, put its folder "
+                        f"into a folder test){aside}")
     if len(labels) < (settings.top_n or len(labels) + 1): labels |= set(quarantine.label)
     counts = pd.crosstab(manifest.label, manifest.split)
     counts = counts.reindex(index=sorted(labels), columns=SPLITS, fill_value=0)
-    needed = ["test"] if set(manifest.split) == {"test"} else list(SPLITS)
+    needed = ["test"] if only_test else list(SPLITS)
     small = counts[(counts[needed] == 0).any(axis=1)]
     if small.empty: return
     names = [f"{label} ({row.sum()} images: {row.train} train, {row.val} val, {row.test} test)"

@@ -77,6 +77,12 @@ def _say_interval(metrics: dict) -> str:
     if metrics["accuracy"] < 1: return f"95 % interval {low:.2%} to {high:.2%}"
     return f"no error in {metrics['n_test']:,}; 95 % interval from {low:.2%}"
 
+def _name_untested(per_class: dict, most: int = 10) -> str:
+    "The classes without a test image, or an empty string."
+    names = [label for label, scores in per_class.items() if not scores["support"]]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
 def _find_weakest(per_class: dict) -> tuple[str, dict]:
     "Name and scores of the class with the least F1, of those with a test image."
     return min(((label, scores) for label, scores in per_class.items() if scores["support"]),
@@ -91,7 +97,10 @@ def summarize_metrics(
     worst, scores = _find_weakest(metrics["per_class"])
     wrong = n_test - int(np.trace(metrics["confusion_matrix"]))
     answered, unknown = metrics["answered"], metrics["unknown"]
-    rows = [("test images", f"{n_test:,} in {len(metrics['labels'])} classes, {wrong:,} wrong"),
+    tested = sum(scores["support"] > 0 for scores in metrics["per_class"].values())
+    untested = _name_untested(metrics["per_class"])
+    rows = [("test images", f"{n_test:,} in {tested} classes, {wrong:,} wrong"),
+            *([("not tested", untested)] if untested else []),
             ("accuracy", f"{metrics['accuracy']:.2%}  ({_say_interval(metrics)})"),
             ("top-5 accuracy", f"{metrics['top5_accuracy']:.2%}"),
             ("macro F1", f"{metrics['macro_f1']:.4f}"),
@@ -124,6 +133,9 @@ def _say_in_short(metrics: dict) -> list[str]:
     "The weakest class, the parts that are worse than the whole, and what hurts most."
     steps, (worst, scores) = metrics["robustness"], _find_weakest(metrics["per_class"])
     said = [f"Weakest class: {worst}, F1 {_say(scores['f1'], scores['f1_ci95'])}."]
+    if untested := _name_untested(metrics["per_class"]):
+        said.insert(0, f"Not tested, for no test image shows them: {untested}. All means are over "
+                       "the other classes.")
     poor = [f"{name} ({part['accuracy']:.1%})" for name, part in metrics["slices"].items()
             if part["accuracy_ci95"][1] < metrics["accuracy"]]
     if metrics["slices"]: said.append("Parts of the test images that are clearly worse: "
@@ -148,8 +160,9 @@ def _list_scores(metrics: dict) -> pd.DataFrame:
     return pd.Series(rows, name="on the test images (95 % interval)").to_frame()
 
 def _list_classes(per_class: dict) -> pd.DataFrame:
-    "Precision, recall and F1 of each class with their intervals."
-    return pd.DataFrame({label: {**{name: _say(scores[name], scores[f"{name}_ci95"])
+    "Precision, recall and F1 of each class with their intervals; none without a test image."
+    return pd.DataFrame({label: {**{name: _say(scores[name] if scores["support"] else None,
+                                               scores[f"{name}_ci95"])
                                     for name in ("precision", "recall", "f1")},
                                  "images": str(scores["support"])}
                          for label, scores in per_class.items()}).T
@@ -206,7 +219,9 @@ def _write_score(metrics: dict) -> str:
     "The score as a section of the model card."
     data, answered, unknown = metrics["dataset"], metrics["answered"], metrics["unknown"]
     worst, scores = _find_weakest(metrics["per_class"])
+    untested = _name_untested(metrics["per_class"])
     rows = [("accuracy", _say(metrics["accuracy"], metrics["accuracy_ci95"])),
+            *([("not tested", untested)] if untested else []),
             ("weakest class", f"{worst}, F1 {_say(scores['f1'], scores['f1_ci95'])}"),
             ("calibration error (ECE)", _say(metrics["ece"], metrics["ece_ci95"])),
             ("answered without a warning", f"{answered['coverage']:.1%}, of these right "

@@ -159,19 +159,27 @@ _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
           4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
           6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
           8: Image.Transpose.ROTATE_90}
-_SWAPS = list(_TURNS.values())[3:]   # those of tags 5 to 8, which exchange width and height
+_SWAPS = (5, 6, 7, 8)   # tags that exchange width and height
+
+def _read_orientation(picture: Image.Image) -> int | None:
+    "The orientation that is still to be given to a picture."
+    try: return picture.getexif().get(0x0112)
+    except Exception: return None   # a broken tag: the picture is used as it lies
 
 def _find_turn(picture: Image.Image):
-    "The transposition that makes the picture upright, or `None`."
-    try: return _TURNS.get(picture.getexif().get(0x0112))
-    except Exception: return None   # a broken tag: the picture is used as it lies
+    "The transposition that makes the picture upright, or `None`: a TIFF is so when decoded."
+    if picture.format == "TIFF":
+        with _explain_damage(): picture.load()
+    return _TURNS.get(_read_orientation(picture))
 
 def measure_image(
     picture: Image.Image, # Opened picture, not necessarily decoded
 ) -> tuple[int, int]:     # Width and height in pixels, as a person sees it
     "Give the size of a picture after turning it upright."
     width_px, height_px = picture.size
-    return (height_px, width_px) if _find_turn(picture) in _SWAPS else (width_px, height_px)
+    told = getattr(picture, "tag_v2", {}).get(0x0112)   # by this tag of a TIFF, Pillow has swapped
+    swaps = _read_orientation(picture) in _SWAPS and told not in _SWAPS
+    return (height_px, width_px) if swaps else (width_px, height_px)
 
 # %% ../nbs/01_images.ipynb #d08a1ec2
 _LARGE = 4_000_000   # pixels

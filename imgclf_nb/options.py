@@ -6,7 +6,8 @@
 __all__ = ['COMMANDS', 'parse_words']
 
 # %% ../nbs/10_options.ipynb #68da29f7
-import argparse, re
+import argparse, os, re
+from pathlib import Path
 
 from pydantic import Field, create_model
 from pydantic_settings import CliApp, CliPositionalArg, CliSettingsSource
@@ -98,6 +99,29 @@ def _refuse_empty(words: list) -> None:
         else: continue
         raise SettingsError(f"{name} is empty: is a variable of the shell not set?")
 
+# %% ../nbs/10_options.ipynb #3ad29602
+def _parse_words(parser: type, words: list) -> tuple:
+    "What the words set, and the paths among them, which pydantic-settings would split at commas."
+    paths = []
+    def set_apart(parser, words):
+        found = parser.parse_args(words)
+        if hasattr(found, "paths"): paths[:], found.paths = found.paths, ["taken as they are"]
+        return found
+    source = CliSettingsSource(parser, formatter_class=_Help, parse_args_method=set_apart)
+    return CliApp.run(parser, cli_args=list(words), cli_settings_source=source), paths
+
+def _expand(value):
+    "A path with `~` as the home folder: the shell leaves it where `--model-dir=` stands before it."
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
+
+# %% ../nbs/10_options.ipynb #2e601a68
+def _refuse_unused(settings: Settings, words: list) -> None:
+    "Raise `SettingsError` for `--top-k` where only one class is written."
+    if settings.format == "csv" and any(word.split("=")[0] == "--top-k" for word in words):
+        raise SettingsError("--top-k: a row of CSV has the most probable class alone; leave it "
+                            "out, or take --format json or table")
+
+# %% ../nbs/10_options.ipynb #bdf732f9
 def parse_words(
     command: str, # One of `COMMANDS`
     words: list,  # What stands behind it on the command line
@@ -106,8 +130,7 @@ def parse_words(
     parser = _make_parser(command)
     _refuse_empty(words)
     try:
-        source = CliSettingsSource(parser, formatter_class=_Help)
-        given = CliApp.run(parser, cli_args=list(words), cli_settings_source=source)
+        given, paths = _parse_words(parser, words)
     except ParserError as error:
         reason, near = str(error).removeprefix("error parsing CLI: "), ""
         options = [f"--{name.replace('_', '-')}" for name in COMMANDS[command][1]]
@@ -115,6 +138,7 @@ def parse_words(
         wrong = next((name for name in names if name in reason), None)
         if wrong: near = nearest_names(wrong, options)
         raise SettingsError(f"{reason}{near}; see `imgclf {command} --help`") from None
-    values = {name: getattr(given, name) for name in given.model_fields_set}
-    paths = values.pop("paths", [])
-    return Settings(**values), paths
+    values = {name: _expand(getattr(given, name)) for name in given.model_fields_set - {"paths"}}
+    settings = Settings(**values)
+    if command == "predict": _refuse_unused(settings, words)
+    return settings, paths

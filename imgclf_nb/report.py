@@ -107,7 +107,9 @@ def find_fonts(
 ) -> list: # Families for matplotlib's `fontfamily`: the usual ones, and those with further letters
     "Find installed fonts for the letters that matplotlib's own font lacks."
     from matplotlib import font_manager, rcParams   # a report without plots needs none
-    def list_letters(file) -> set: return set(font_manager.get_font(file).get_charmap())
+    def list_letters(file) -> set:
+        with suppress(OSError, RuntimeError): return set(font_manager.get_font(file).get_charmap())
+        return set()   # it is gone, or damaged
     families = list(rcParams["font.family"])
     missing = {ord(letter) for text in texts for letter in str(text) if letter.isprintable()}
     missing -= list_letters(font_manager.findfont(font_manager.FontProperties()))

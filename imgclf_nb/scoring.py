@@ -33,13 +33,12 @@ def check_fit(
     name: str,              # Its name
 ) -> None:
     "Raise `EvaluationError` unless the bundle can be scored fairly on this data set."
-    ours, theirs = set(info.labels), set(manifest["label"])
-    if ours != theirs:
-        def few(labels):
-            return ", ".join(sorted(labels)[:5]) + (", ..." if len(labels) > 5 else "") or "none"
-        raise EvaluationError(f"the model {info.name} has other classes than the data set {name}: "
-                              f"only the model has {few(ours - theirs)}; only the data has "
-                              f"{few(theirs - ours)}. Train on this data set first")
+    if unknown := set(manifest["label"]) - set(info.labels):
+        def few(labels): return ", ".join(sorted(labels)[:5]) + (", ..." if len(labels) > 5 else "")
+        raise EvaluationError(f"the data set {name} has classes that the model {info.name} does "
+                              f"not know: {few(unknown)}; it knows {few(info.labels)}. Name them "
+                              "as the model does or take them out, and run `imgclf prepare` "
+                              "again; or train a model that knows them")
     known = info.data.get("fingerprint")
     if info.data.get("name") == name and known and known != fingerprint_data(manifest):
         raise EvaluationError(f"the data set {name} was prepared anew after the model was trained, "

@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import io
 import itertools
+import json
 import os
 import re
 import socket
@@ -373,6 +374,22 @@ def test_a_file_that_breaks_off_is_set_aside(tmp_path, prepare, format):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows forbids such names")
+@pytest.mark.parametrize("place", ["table", "XMP"])
+def test_a_tiff_is_turned_once(tmp_path, prepare, place):
+    """By the tag in its own table, or by that in its XMP, of which Pillow learns only when it decodes."""
+    for label in ("cat", "dog"):
+        (tmp_path / "pets" / label).mkdir(parents=True)
+        for seed in range(4):
+            noise = np.random.default_rng([seed, label == "cat"]).integers(0, 256, (30, 20, 3), np.uint8)
+            tags = {274: 6} if place == "table" else {700: b'<x tiff:Orientation="6"/>'}
+            Image.fromarray(noise).save(tmp_path / "pets" / label / f"{seed}.tif", tiffinfo=tags)
+            Image.fromarray(np.rot90(noise, -1)).save(tmp_path / f"{label}{seed}.png")
+    for row in prepare(tmp_path / "pets").itertuples():
+        upright = load_pixels(tmp_path / f"{row.label}{Path(row.path).stem}.png", size_px=32)
+        assert (row.width_px, row.height_px) == (30, 20)
+        assert np.abs(load_pixels(row.path, size_px=32).astype(int) - upright).max() <= 2
+
+
 def test_a_line_break_in_a_name_is_set_aside(tmp_path, prepare, refuse):
     pets = draw(tmp_path / "pets")
     (pets / "cat" / "x\ry.jpg").write_bytes(jpeg(5))
@@ -417,6 +434,57 @@ def test_what_was_made_earlier_is_no_class(tmp_path, prepare, monkeypatch):
     draw(tmp_path / "here", classes=["results"], start=7000)
     manifest = prepare(".", data_dir="data")
     assert set(manifest.label) == {"cat", "dog"} and manifest.attrs["folder"] == "data/here"
+
+
+def test_a_class_with_a_file_named_source_json_is_a_class(tmp_path, prepare):
+    """Programs that download pictures leave such files."""
+    pets = draw(tmp_path / "pets")
+    (pets / "cat" / "source.json").write_text('{"source": "https://example.org/cats"}')
+    (pets / "dog" / "source.json").write_text("[1]")
+    assert set(prepare(pets).label) == {"cat", "dog"}
+
+
+@pytest.mark.parametrize("name", ["manifest.csv", "report.html", "twins.csv", "quarantine.csv", "suspects.csv", "odd.csv", "source.json"])
+def test_files_of_ones_own_are_not_overwritten(tmp_path, prepare, refuse, name):
+    """A folder in the data folder is its own data set, so what is written lies beside what was there."""
+    pets = draw(tmp_path / "data" / "pets")
+    (pets / name).write_text("{}")
+    refuse(pets, f"{pets / name} is not ours", "--name")
+    assert (pets / name).read_text() == "{}"
+    assert len(prepare(pets, name="others")) == 20 and (pets / name).read_text() == "{}"
+    (pets / name).unlink()
+    assert len(prepare(pets)) == len(prepare(pets)) == 20   # the second time, these files are ours
+
+
+def zip_folder(path, folder):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in listing(folder):
+            archive.write(folder / name, name)
+    return path
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_photographs_of_kinds_that_are_not_read_are_told(tmp_path, refuse, prepare, packed):
+    pets = draw(tmp_path / "pets")
+    for place in ("cat/1.HEIC", "cat/2.heic", "dog/raw/1.dng", "dog/notes.txt", "emu/1.heic"):
+        (pets / place).parent.mkdir(exist_ok=True)
+        (pets / place).write_bytes(b"x")
+    pack = (lambda: zip_folder(tmp_path / "pets.zip", pets)) if packed else (lambda: pets)
+    refuse(pack(), "no image of emu", "3 .heic", "JPEG")
+    (pets / "emu" / "1.heic").rename(pets / "emu.heic")
+    source = pack()
+    for _ in range(2):   # an archive is unpacked once
+        manifest = prepare(source)
+        assert set(manifest.label) == {"cat", "dog"}
+        memory = json.loads((Path(manifest.attrs["folder"]) / "source.json").read_text())
+        assert memory["ignored"] == {".heic": 3, ".dng": 1, ".txt": 1}
+
+
+def test_a_split_of_such_photographs_is_not_lost(tmp_path, refuse):
+    draw(tmp_path / "pets" / "train")
+    (tmp_path / "pets" / "test" / "cat").mkdir(parents=True)
+    (tmp_path / "pets" / "test" / "cat" / "1.avif").write_bytes(b"x")
+    refuse(tmp_path / "pets", "no image of test/cat", "1 .avif")
 
 
 def test_leftovers_of_a_kill_are_swept(tmp_path, prepare):
@@ -510,6 +578,9 @@ def test_given_splits_that_do_not_fit(tmp_path, refuse):
     refuse(tmp_path / "b", "dog (10 images: 8 train, 2 val, 0 test)")
     draw(tmp_path / "b" / "sample", start=300)
     refuse(tmp_path / "b", "splits or classes")
+    draw(tmp_path / "c" / "train")
+    draw(tmp_path / "c" / "dev", start=100)
+    refuse(tmp_path / "c", "train beside dev: splits or classes")
 
 
 def test_the_same_file_in_train_and_test(tmp_path, prepare):

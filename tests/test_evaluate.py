@@ -127,7 +127,7 @@ def test_same_seed_same_metrics(draw):
 def test_other_labels_are_refused(example, tmp_path):
     write_example_bundle(example.model_dir / "bundle", labels=["leaf", "plum", "tomato"])
     before = listing(tmp_path)
-    with pytest.raises(EvaluationError, match="only the model has plum; only the data has sea"):
+    with pytest.raises(EvaluationError, match="does not know: sea; it knows leaf, plum, tomato"):
         evaluate(example)
     assert listing(tmp_path) == before
 
@@ -286,6 +286,23 @@ def test_a_model_is_scored_on_pictures_for_a_test_alone(example, imgclf, tmp_pat
     ran = imgclf("train", "spring")
     assert (ran.returncode, ran.stdout) == (2, "") and "test images alone" in ran.stderr
     assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("tested", [LABELS[:2], LABELS[:1]])
+def test_a_model_is_scored_on_some_of_its_classes(example, imgclf, tmp_path, tested):
+    """The others are named, and count as little as they were asked for."""
+    for number, label in enumerate(tested):
+        (tmp_path / "spring" / "test" / label).mkdir(parents=True)
+        for seed in range(4):
+            draw_example(number, seed=100 + 10 * number + seed).save(tmp_path / "spring" / "test" / label / f"{seed}.png")
+    assert imgclf("prepare", "spring", "--no-audit", "--no-twins").returncode == 0
+    ran = imgclf("evaluate", "spring")
+    assert ran.returncode == 0, ran.stderr
+    missing = ", ".join(label for label in LABELS if label not in tested)
+    assert re.search(f"not tested +{missing}\n", ran.stdout) and f"in {len(tested)} classes" in ran.stdout
+    assert f"no test image shows them: {missing}" in (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
+    metrics = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    assert (metrics["accuracy"], metrics["macro_f1"], metrics["weighted_f1"]) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("gone", [True, False])

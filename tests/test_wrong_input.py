@@ -63,6 +63,30 @@ def test_another_source_of_the_same_name(imgclf, refused, tmp_path):
     assert "cache-gb" in refused("prepare", "a/pets", "--cache-gb", "inf")
 
 
+def test_another_archive_of_the_same_name(imgclf, refused, tmp_path):
+    """An archive is known by its content; one that was moved, or cleared away, needs no new name."""
+    for year, classes in ("2023", ["cat", "dog"]), ("2024", ["cat", "emu"]):
+        draw_folder(tmp_path / year / "pets", classes)
+        (tmp_path / f"in{year}").mkdir()
+        with zipfile.ZipFile(tmp_path / f"in{year}" / "pets.zip", "w") as archive:
+            for file in sorted((tmp_path / year).rglob("*.jpg")):
+                archive.write(file, file.relative_to(tmp_path / year))
+    assert imgclf("prepare", "in2023/pets.zip", "--no-audit", "--image-size-px", "32").returncode == 0
+    assert "from another archive, not from in2024/pets.zip" in refused("train", "in2024/pets.zip", "--arch", "no_such_network")
+    (tmp_path / "in2023" / "pets.zip").rename(tmp_path / "in2023" / "kept.zip")
+    for source in ("in2023/kept.zip", "in2023/pets.zip"):
+        assert "no_such_network" in refused("train", source, "--name", "pets", "--arch", "no_such_network")   # the origin is no matter
+
+
+def test_a_folder_of_the_same_name_as_one_that_is_gone(imgclf, refused, tmp_path):
+    for place in ("a", "b"):
+        draw_folder(tmp_path / place / "pets")
+    assert imgclf("prepare", "a/pets", "--no-audit", "--image-size-px", "32").returncode == 0
+    (tmp_path / "a").rename(tmp_path / "gone")
+    assert "was prepared from" in refused("train", "b/pets", "--arch", "no_such_network")
+    assert "was prepared from" not in refused("train", "a/pets", "--arch", "no_such_network")
+
+
 def test_missing_folder(refused):
     assert "flowers" in refused("run", "flowers", "--arch", "efficientnet_lite0")
 
@@ -132,8 +156,10 @@ def test_broken_pictures_are_set_aside_and_named(imgclf, tmp_path):
     (tmp_path / "pets" / "cat" / "notes.jpg").write_text("buy milk")
     whole = (tmp_path / "pets" / "dog" / "000.jpg").read_bytes()
     (tmp_path / "pets" / "dog" / "half.jpg").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "pets" / "dog" / "phone.HEIC").write_bytes(b"x")
     result = imgclf("prepare", "pets")
     assert result.returncode == 0, result.stderr
+    assert "; 2 set aside; left out: 1 .heic" in result.stdout
     aside = pd.read_csv(tmp_path / "data" / "pets" / "quarantine.csv")
     assert sorted(path.split("/")[-1] for path in aside.path) == ["half.jpg", "notes.jpg"] and aside.reason.str.len().min() > 10
     manifest = pd.read_csv(tmp_path / "data" / "pets" / "manifest.csv")
