@@ -113,7 +113,8 @@ def _prepare(settings: Settings, unpacked=None) -> None:
     others = _say_counts(_recall(data).get("ignored", {}))
     found = f"; left out: {others}" if others else ""
     found += _audit(settings, data) if settings.audit else ""
-    print(f"{data}: {len(manifest):,} pictures of {manifest.label.nunique()} classes ({counts}); "
+    n = manifest.label.nunique()
+    print(f"{data}: {len(manifest):,} pictures of {n} class{'es' * (n > 1)} ({counts}); "
           f"{aside:,} set aside{found}. See {data/'report.html'}", flush=True)
 
 # %% ../nbs/10a_cli.ipynb #623cf317

@@ -99,7 +99,7 @@ def summarize_metrics(
     answered, unknown = metrics["answered"], metrics["unknown"]
     tested = sum(scores["support"] > 0 for scores in metrics["per_class"].values())
     untested = _name_untested(metrics["per_class"])
-    rows = [("test images", f"{n_test:,} in {tested} classes, {wrong:,} wrong"),
+    rows = [("test images", f"{n_test:,} in {tested} class{'es' * (tested > 1)}, {wrong:,} wrong"),
             *([("not tested", untested)] if untested else []),
             ("accuracy", f"{metrics['accuracy']:.2%}  ({_say_interval(metrics)})"),
             ("top-5 accuracy", f"{metrics['top5_accuracy']:.2%}"),
