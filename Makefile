@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+CHECK := import sys; sys.exit(None if sys.version_info >= (3, 10) else f"imgclf needs Python 3.10 or later, and this is {sys.version.split()[0]}: make ... PYTHON=python3.12")
 SOURCE ?=
 
 .PHONY: demo serve test lab readme prepare save install
@@ -20,7 +21,8 @@ lab: $(READY)
 
 install: $(READY)
 $(READY): settings.ini setup.py pyproject.toml constraints.txt
-	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@$(BIN)/python -c '$(CHECK)' 2> /dev/null || $(PYTHON) -c '$(CHECK)'
+	@$(BIN)/python -c '$(CHECK)' 2> /dev/null && test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
@@ -32,7 +34,7 @@ save: $(READY)
 
 readme: $(READY)
 	$(BIN)/python tools/readme.py
-	$(BIN)/python -c "from imgclf_nb.settings import env_example; print(env_example(), end='')" > .env.example
+	$(BIN)/python -c "from imgclf_nb.options import env_example; print(env_example(), end='')" > .env.example
 
 prepare: save readme
 	$(BIN)/python -m pytest

@@ -27,7 +27,15 @@ def _silence(uploads: Path) -> None:
                       HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", OTEL_SDK_DISABLED="true",
                       GRADIO_ANALYTICS_MAX_EVENTS="1",
                       GRADIO_ANALYTICS_CACHE_FREQUENCY="1000000000",
-                      GRADIO_TEMP_DIR=str(uploads))
+                      GRADIO_TEMP_DIR=str(uploads),
+                      NO_PROXY="*", no_proxy="*")   # nobody is called through a proxy either
+
+def _make_uploads() -> Path:
+    "A new private folder; raises `SettingsError` where there is no place for one."
+    try: return Path(tempfile.mkdtemp(prefix="imgclf-uploads-")).resolve()
+    except OSError as error:
+        raise SettingsError(f"no folder for uploads ({error.strerror}): mount a temporary one at "
+                            "/tmp, such as with --tmpfs /tmp, or set TMPDIR") from error
 
 # %% ../nbs/09k_app.ipynb #09599903
 def sweep_uploads(
@@ -94,7 +102,7 @@ def make_app(
     predictor: Predictor | None = None,  # The model; by default the bundle in `model_dir`
 ) -> Guard:                              # ASGI application
     "Make the whole application; raises `BundleError` where there is no model."
-    uploads = Path(tempfile.mkdtemp(prefix="imgclf-uploads-")).resolve()
+    uploads = _make_uploads()
     _silence(uploads)
     with_page = settings.page and settings.processes == 1
     try: predictor = predictor or _load_model(settings, with_page)

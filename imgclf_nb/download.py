@@ -16,6 +16,12 @@ from .archives import DataError
 from .files import explain_storage, track
 
 # %% ../nbs/01c_download.ipynb #f36029d2
+def _open_client(timeout_s: float) -> httpx.Client:
+    "A client that goes through the machine's proxies; raises `DataError` for those it can't use."
+    try: return httpx.Client(timeout=timeout_s, follow_redirects=True)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise DataError(f"a proxy can't be used ({error}): see ALL_PROXY and the like") from None
+
 def _ask(client, url: str, headers: dict, timeout_s: float):
     "Send a request; give the answer with its body still to come, or raise `httpx.TransportError`."
     answers = queue.SimpleQueue()
@@ -71,7 +77,7 @@ def download_file(
     "Download a file and verify it; raises `DataError` with the reason in a few words."
     path, size = Path(path), lambda: part.stat().st_size if part.exists() else 0
     part = path.with_name(f"{path.name}.partial")
-    with explain_storage(path), httpx.Client(timeout=timeout_s, follow_redirects=True) as client:
+    with explain_storage(path), _open_client(timeout_s) as client:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             for attempt in range(attempts):

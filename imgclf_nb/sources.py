@@ -182,6 +182,7 @@ def _read(kind: str, path: Path | None, settings: Settings, folder: Path, left_o
     root = {"folder": path, "table": path and path.parent}.get(kind, folder/"images")
     root = Path(os.path.abspath(root))
     results = (settings.model_dir.resolve(), settings.results_dir.resolve())
+    if _recall(folder): results += ((folder/"cache").resolve(),)
     def skip(here):
         return here.resolve() in results or _recall(here) and (here/"manifest.csv").exists()
     rows, ignored = (_read_table(path) if kind == "table" else

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 import imgclf_nb
-from imgclf_nb.settings import Settings, SettingsError, env_example
+from imgclf_nb.options import env_example
+from imgclf_nb.settings import Settings, SettingsError
 
 ROOT = Path(__file__).resolve().parent.parent
 
