@@ -228,17 +228,17 @@ class Settings(_PredictSettings):
 # %% ../nbs/00_settings.ipynb #8799d394
 _LINK = re.compile(r"IMGCLF(_\w+)?_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_\w+)?)")   # Kubernetes
 
-def _read_names(file: str = ".env") -> list[str]:
+def _read_names(file: Path = Path(".env")) -> list[str]:
     "The names in `.env`; raises `SettingsError` for a line of ours that would not count."
-    if not os.path.exists(file): return []
-    try: lines = list(parse_stream(io.StringIO(Path(file).read_text(encoding="utf-8"))))
+    if not file.exists(): return []
+    try: lines = list(parse_stream(io.StringIO(file.read_text(encoding="utf-8"))))
     except (OSError, ValueError) as error:
-        raise SettingsError(f"can't read {Path(file).resolve()} ({error}): save it as UTF-8, "
+        raise SettingsError(f"can't read {file.resolve()} ({error}): save it as UTF-8, "
                             "readable for you, or start in another folder") from None
     for line in lines:   # told without its text, which may be a key
         broken = line.error or line.key and line.value is None
         if broken and "IMGCLF_" in line.original.string.upper():
-            raise SettingsError(f"{file}, line {line.original.line}: write NAME=value, close quotes")
+            raise SettingsError(f".env, line {line.original.line}: write NAME=value, and close quotes")
     return [line.key for line in lines if line.key]
 
 def check_environment(

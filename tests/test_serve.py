@@ -148,6 +148,14 @@ def test_an_open_page_is_no_slow_request(tmp_path):
     assert not re.search(r'imgclf_request_seconds_count\{route="page"\} [1-9]', text), text
 
 
+def test_it_starts_where_a_proxy_is_set_that_nothing_understands(tmp_path, photo):
+    env = {"ALL_PROXY": "socks5://127.0.0.1:1", "all_proxy": "socks5://127.0.0.1:1", "IMGCLF_API_KEY": "a long secret\n", "IMGCLF_SERVICE_HOST": "10.0.0.1"}
+    with running_server(tmp_path, env=env) as server:
+        replies = [httpx.post(server.url + "/predict", files={"file": ("a", photo)}, headers=headers) for headers in
+                   ({"Authorization": "Bearer a long secret"}, {})]
+    assert [reply.status_code for reply in replies] == [200, 401]
+
+
 def test_where_others_reach_it_a_missing_key_is_said(tmp_path):
     words = "no key is set"
     with running_server(tmp_path, "--no-page", "--host", "0.0.0.0") as server:
