@@ -238,7 +238,7 @@ def _read_names(file: Path = Path(".env")) -> list[str]:
     for line in lines:   # told without its text, which may be a key
         broken = line.error or line.key and line.value is None
         if broken and "IMGCLF_" in line.original.string.upper():
-            raise SettingsError(f".env, line {line.original.line}: write NAME=value, and close quotes")
+            raise SettingsError(f".env, line {line.original.line}: write NAME=value, close quotes")
     return [line.key for line in lines if line.key]
 
 def check_environment(
