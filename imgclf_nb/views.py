@@ -191,7 +191,7 @@ def _show_scores(scores: dict, data: dict) -> str:
     "Show how good a model of some data is: accuracy in words, confusion matrix, class by class."
     tested = scores["dataset"]
     same = tested["fingerprint"] == data.get("fingerprint")
-    where = "new to the model" if same else f"of the data set {escape(tested['name'])}"
+    where = ", new to the model" if same else f" of the data set {escape(tested['name'])}"
     labels, matrix, n = scores["labels"], scores["confusion_matrix"], scores["n_test"]
     low, high = scores["accuracy_ci95"]
     right = sum(row[k] for k, row in enumerate(matrix))
@@ -199,7 +199,7 @@ def _show_scores(scores: dict, data: dict) -> str:
             "like these are named rightly.")
     grid = _show_matrix(matrix, labels) if len(labels) <= 150 else ""
     return (f'<div class="scores"><p class="verdict">{scores["accuracy"]:.1%} right</p>'
-            f"<p>{right:,} of {n:,} test pictures, {where}. {sure}</p>"
+            f"<p>{right:,} of {n:,} test pictures{where}. {sure}</p>"
             "<h3>What is taken for what</h3><p>Rows are the truth, columns the answers; numbers "
             f"count pictures.</p>{grid}{_show_pairs(matrix, labels)}"
             f"<h3>Class by class</h3>{_show_classes(scores['per_class'], labels)}"
