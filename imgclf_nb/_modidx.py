@@ -366,6 +366,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'imgclf_nb.images._find_range': ('images.html#_find_range', 'imgclf_nb/images.py'),
                                   'imgclf_nb.images._find_turn': ('images.html#_find_turn', 'imgclf_nb/images.py'),
                                   'imgclf_nb.images._from_array': ('images.html#_from_array', 'imgclf_nb/images.py'),
+                                  'imgclf_nb.images._hold': ('images.html#_hold', 'imgclf_nb/images.py'),
                                   'imgclf_nb.images._is_heavy': ('images.html#_is_heavy', 'imgclf_nb/images.py'),
                                   'imgclf_nb.images._read_orientation': ('images.html#_read_orientation', 'imgclf_nb/images.py'),
                                   'imgclf_nb.images._recognise_other': ('images.html#_recognise_other', 'imgclf_nb/images.py'),

@@ -9,6 +9,8 @@ __all__ = ['solve_head']
 import torch
 from torch import nn
 
+from .settings import ImgclfError
+
 # %% ../nbs/04d_head.ipynb #ee6831ea
 _ROWS = 256   # rows of features that are float32 at a time: few enough for the cache
 
@@ -74,6 +76,9 @@ def solve_head(
     mean = sum(part.sum(0) for part in _read_parts(x)) / len(x)
     norms = torch.cat([torch.linalg.vector_norm(part, dim=1) for part in _read_parts(x)])
     scale = norms.pow(2).mean().div(x.shape[1]).sqrt().clamp(min=1e-6)   # l2 fits any network
+    if not torch.isfinite(scale):
+        raise ImgclfError("what the network makes of the pictures is not finite, so no head can be "
+                          "fitted to it: its weights are damaged; take others (--weights)")
     layer = nn.Linear(x.shape[1], n_classes)
     nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
     best, curvature = {"valid_loss": float("inf")}, _find_curvature(x)
@@ -81,7 +86,7 @@ def solve_head(
         _minimise(layer, x, mean, scale, lambda logits: loss_func(logits, y), l2, curvature)
         with torch.no_grad(): train, logits = (_apply(layer, z, mean, scale) for z in (x, x_val))
         loss, right = loss_func(logits, y_val), (logits.argmax(1) == y_val).float().mean()
-        if float(loss) >= best["valid_loss"]: break
+        if not float(loss) < best["valid_loss"]: break   # NaN is not less
         best = dict(l2=l2, train_loss=float(loss_func(train, y)), valid_loss=float(loss),
                     valid_accuracy=float(right))
         kept = {name: value.clone() for name, value in layer.state_dict().items()}

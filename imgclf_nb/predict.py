@@ -20,7 +20,7 @@ from PIL import Image
 from .archives import walk_folder
 from .bundle import Bundle, BundleError, read_bundle
 from .files import hash_file
-from .images import SUFFIXES, ImageError, load_pixels
+from .images import SUFFIXES, ImageError, _hold, load_pixels
 from .judge import Judge, Reason
 from .settings import ImgclfError
 
@@ -187,7 +187,8 @@ def _decode(source, info, *, max_file_mb: float = 50, **options) -> np.ndarray |
                          "give a path, bytes, a Pillow picture or a uint8 array")
     try:
         if isinstance(source, (str, os.PathLike)):
-            if Path(source).is_dir(): raise ImageError("this is a folder: give the files in it")
+            if os.path.exists(source) and not os.path.isfile(source):
+                raise ImageError("this is a folder or a pipe: give the files in it")
             if (size_mb := os.stat(source).st_size / 1e6) > max_file_mb:
                 raise ImageError(f"the file has {size_mb:.0f} MB; the limit is {max_file_mb:g}, so "
                                  "make it smaller", "too large", "--max-file-mb")
@@ -292,7 +293,7 @@ def _predict_lazily(predictor: Predictor, sources, top_k: int):
     waiting, pool = deque(), ThreadPoolExecutor(predictor.workers, "imgclf-predict")
     try:
         for source in sources:
-            waiting.append(pool.submit(_try_predict, predictor, source, top_k))
+            waiting.append(pool.submit(_try_predict, predictor, _hold(source), top_k))
             if len(waiting) >= 4 * predictor.workers: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from imgclf_nb.archives import DataError
 from imgclf_nb.bundle import BundleError, write_bundle
@@ -51,6 +51,43 @@ def same_everywhere(predictor, files):
     assert list(predictor.predict_many(files)) == alone
     with ThreadPoolExecutor(50) as pool:
         assert list(pool.map(predictor.predict, files * 4)) == alone * 4
+
+
+def test_a_picture_in_memory_may_be_filled_anew(predictor, files, tmp_path):
+    """As a loop over a video does, or Pillow over the frames of a GIF; and one picture may be there many times."""
+    arrays = [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    alone = [predictor.predict(array) for array in arrays]
+    def refill(buffer=np.empty_like(arrays[0])):
+        for array in arrays:
+            buffer[:] = array
+            yield buffer
+    assert list(predictor.predict_many(refill())) == alone
+    frames = [Image.fromarray(array) for array in arrays[:20]]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=40)
+    with Image.open(tmp_path / "a.gif") as film:
+        moving = list(predictor.predict_many(ImageSequence.Iterator(film)))
+        assert moving == [predictor.predict(frame.copy()) for frame in ImageSequence.Iterator(film)]
+    lazy = Image.open(files[0])   # not decoded yet
+    assert list(predictor.predict_many([lazy] * 30)) == alone[:1] * 30
+
+
+def test_a_turned_tiff_in_memory(predictor, tmp_path):
+    """It has one answer, whoever decodes it."""
+    picture = draw_example(1, seed=3)
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "a.tif", exif=exif)
+    picture.save(tmp_path / "a.png", exif=exif)
+    for name in ("a.tif", "a.png"):
+        (answer,) = predictor.predict_many([Image.open(tmp_path / name)])
+        assert answer == predictor.predict(tmp_path / name), name
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_named_pipe_is_not_waited_for(predictor, tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    (answer,) = predictor.predict_many([tmp_path / "a.jpg"])
+    assert "pipe" in str(answer)
 
 
 @pytest.mark.parametrize("precision", ["auto", "f32"])
