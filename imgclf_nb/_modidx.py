@@ -171,6 +171,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'imgclf_nb.cli.find_pictures': ('cli.html#find_pictures', 'imgclf_nb/cli.py'),
                                'imgclf_nb.cli.main': ('cli.html#main', 'imgclf_nb/cli.py')},
             'imgclf_nb.compare': { 'imgclf_nb.compare.CompareError': ('compare.html#compareerror', 'imgclf_nb/compare.py'),
+                                   'imgclf_nb.compare._join_groups': ('compare.html#_join_groups', 'imgclf_nb/compare.py'),
                                    'imgclf_nb.compare._pair': ('compare.html#_pair', 'imgclf_nb/compare.py'),
                                    'imgclf_nb.compare._read_metrics': ('compare.html#_read_metrics', 'imgclf_nb/compare.py'),
                                    'imgclf_nb.compare.compare_runs': ('compare.html#compare_runs', 'imgclf_nb/compare.py'),

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.stats import binomtest, bootstrap
 
 from .settings import ImgclfError
@@ -53,6 +55,13 @@ def _pair(run_a: str | Path, run_b: str | Path) -> tuple[pd.DataFrame, pd.DataFr
         raise CompareError(f"{run_a} and {run_b} have different labels for {other:,} of the "
                            f"{len(a):,} test images: evaluate both models on one data set")
     return a, b
+
+# %% ../nbs/08d_compare.ipynb #6e2233d6
+def _join_groups(groups_a, groups_b) -> np.ndarray:
+    "Number the groups in which images stay together that are so in either of two groupings."
+    a, b = (pd.factorize(np.asarray(groups))[0] for groups in (groups_a, groups_b))
+    links = coo_array((np.ones(len(a)), (a, a.max() + 1 + b)), shape=[a.max() + b.max() + 2] * 2)
+    return connected_components(links, directed=False)[1][a]
 
 # %% ../nbs/08d_compare.ipynb #3473f6f2
 def measure_difference(
@@ -125,7 +134,8 @@ def compare_runs(
     a, b = _pair(run_a, run_b)
     scores = [_read_metrics(run) for run in (run_a, run_b)]
     found = measure_difference((a["label"] == a["prediction"]).to_numpy(),
-                            (b["label"] == b["prediction"]).to_numpy(), groups=a["group"])
+                            (b["label"] == b["prediction"]).to_numpy(),
+                            groups=_join_groups(a["group"], b["group"]))
     rows = [f"  {'':<20}{'A':>12}{'B':>12}"]
     for name in ("accuracy", "macro_f1", "log_loss", "brier", "ece"):
         if all(isinstance(score.get(name), float) for score in scores):

@@ -77,8 +77,7 @@ def solve_head(
     norms = torch.cat([torch.linalg.vector_norm(part, dim=1) for part in _read_parts(x)])
     scale = norms.pow(2).mean().div(x.shape[1]).sqrt().clamp(min=1e-6)   # l2 fits any network
     if not torch.isfinite(scale):
-        raise ImgclfError("what the network makes of the pictures is not finite, so no head can be "
-                          "fitted to it: its weights are damaged; take others (--weights)")
+        raise ImgclfError("the features are not finite: take other weights (--weights)")
     layer = nn.Linear(x.shape[1], n_classes)
     nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
     best, curvature = {"valid_loss": float("inf")}, _find_curvature(x)
