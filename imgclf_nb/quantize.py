@@ -145,7 +145,7 @@ def restore_float(
     if settings.precision == "bf16" and source.info.precision == "f32":
         raise BundleError("precision=bf16: bfloat16 was not proved for this model when it was "
                           "trained (it changed too many answers, or the processor has none): "
-                          "choose auto or f32; `imgclf serve --precision bf16` does it all the same")
+                          "choose auto or f32; `imgclf serve --precision bf16` does so anyway")
     Predictor(source.path, precision=settings.precision)   # raises where this processor can't
     if source.path != target: _copy_folder(source.path, target)
     shutil.rmtree(settings.model_dir/"bundle_float", ignore_errors=True)
