@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'SUFFIXES', 'ImageError', 'open_image', 'convert_rgb', 'fit_square', 'measure_image', 'load_pixels']
 
 # %% ../nbs/01_images.ipynb #52a69df7
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -215,12 +215,6 @@ def _simplify(picture: Image.Image, size_px: int, fit: str) -> Image.Image:
     return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
 
 # %% ../nbs/01_images.ipynb #1d8150f4
-def _hold(source):
-    "A picture in memory as it is now, for its owner may fill it anew; what is broken, as it is."
-    with suppress(Exception):
-        if isinstance(source, (Image.Image, np.ndarray)): return source.copy()
-    return source
-
 def load_pixels(
     source: str | Path | bytes | Image.Image | np.ndarray, # Path, content of a file, picture, array
     *,

@@ -20,7 +20,7 @@ from PIL import Image
 from .archives import walk_folder
 from .bundle import Bundle, BundleError, read_bundle
 from .files import hash_file
-from .images import SUFFIXES, ImageError, _hold, load_pixels
+from .images import SUFFIXES, ImageError, load_pixels
 from .judge import Judge, Reason
 from .settings import ImgclfError
 
@@ -278,14 +278,14 @@ class Predictor(_Engine):
         "Predict lazily; a picture that can't be read gives its error and stops nothing."
         one = isinstance(sources, np.ndarray) and sources.ndim < 4
         if one or isinstance(sources, (str, os.PathLike, bytes, Image.Image)):
-            raise PredictError("predict_many takes a list or another iterable of pictures: "
-                               "use predict for one")
+            raise PredictError("predict_many takes a list of pictures: use predict for one")
         return _predict_lazily(self, sources, top_k)
 
 # %% ../nbs/07_predict.ipynb #4aebfd71
-def _try_predict(predictor: Predictor, source, top_k: int):
-    "The answer for one picture, or its error as a value."
-    try: return predictor.predict(source, top_k)
+def _try(call, source, *options):
+    "What a call gives for one picture, or its error as a value."
+    if isinstance(source, ImageError): return source
+    try: return call(source, *options)
     except ImageError as error: return error
 
 def _predict_lazily(predictor: Predictor, sources, top_k: int):
@@ -293,8 +293,9 @@ def _predict_lazily(predictor: Predictor, sources, top_k: int):
     waiting, pool = deque(), ThreadPoolExecutor(predictor.workers, "imgclf-predict")
     try:
         for source in sources:
-            waiting.append(pool.submit(_try_predict, predictor, _hold(source), top_k))
+            if isinstance(source, (Image.Image, np.ndarray)):   # its owner may fill it anew
+                source = _try(predictor.decode, source)
+            waiting.append(pool.submit(_try, predictor.predict, source, top_k))
             if len(waiting) >= 4 * predictor.workers: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    finally: pool.shutdown(wait=True, cancel_futures=True)
