@@ -46,8 +46,7 @@ def _choose_precision(wanted: str, made_for: str, capabilities: list) -> str:
         raise PredictError("precision='int8': this bundle is not quantised; choose auto, "
                            "or make it so with `imgclf export --precision int8`")
     if wanted == "bf16" and "BF16" not in capabilities:
-        raise PredictError("precision='bf16': this processor has no bfloat16 arithmetic; "
-                           "choose auto or f32")
+        raise PredictError("precision='bf16': this processor has no bfloat16; choose auto or f32")
     if made_for == "int8": return "int8"
     if wanted == "auto": wanted = made_for   # what the export proved
     return "f32" if wanted == "f32" or "BF16" not in capabilities else "bf16"
