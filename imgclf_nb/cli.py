@@ -20,18 +20,11 @@ from .options import COMMANDS, _PATHS, parse_words
 from .settings import ImgclfError, Settings, SettingsError, nearest_names
 
 # %% ../nbs/10a_cli.ipynb #2a9ded77
-def _say_counts(counts: dict, most: int = 5) -> str:
-    "How many files there are of each suffix, such as `3 .heic, 1 .txt`."
-    ranked = Counter(counts).most_common()
-    more = f" and {len(ranked) - most} other kinds" if len(ranked) > most else ""
-    return ", ".join(f"{n:,} {what}" for what, n in ranked[:most]) + more
-
-def _count_others(folder: Path) -> str:
-    "How many files below a folder are no pictures by their suffix."
-    from imgclf_nb.archives import walk_folder
-    counts = Counter(os.path.splitext(name)[1].lower() or "no suffix"
-                     for _, names in walk_folder(folder) for name in names)
-    return _say_counts({suffix: n for suffix, n in counts.items() if suffix not in SUFFIXES})
+def _find_others(folder: Path) -> str:
+    "How many files below a folder are no pictures by their suffix, in words."
+    from imgclf_nb.folders import _get_suffix, _say_counts, _scan_folder
+    _, others = _scan_folder(folder, skip=lambda here: False)
+    return _say_counts(Counter(_get_suffix(path) or "no suffix" for path in others))
 
 # %% ../nbs/10a_cli.ipynb #51d75a91
 def find_pictures(
@@ -44,7 +37,7 @@ def find_pictures(
         if not os.path.isdir(path):   # never raises
             found.append(path)
             continue
-        below, others = list_pictures(path), _count_others(path)
+        below, others = list_pictures(path), _find_others(path)
         if not below:
             raise SettingsError(f"no pictures in {path}; looked for {', '.join(SUFFIXES)}, and "
                                 f"found {others or 'no files'}")
@@ -103,7 +96,7 @@ def _audit(settings: Settings, data: Path) -> str:
 # %% ../nbs/10a_cli.ipynb #ba33efe8
 def _prepare(settings: Settings, unpacked=None) -> None:
     from imgclf_nb.data import prepare_data, read_manifest
-    from imgclf_nb.folders import SPLITS
+    from imgclf_nb.folders import SPLITS, _say_counts
     from imgclf_nb.sources import _recall
     data = prepare_data(settings, unpacked=unpacked)
     manifest = read_manifest(data)

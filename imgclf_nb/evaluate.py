@@ -28,7 +28,8 @@ from .predict import Predictor
 from .probes import list_unknown, plot_robustness
 from .slices import plot_slices
 from .report import write_report, write_table
-from .scoring import check_fit, find_test_images, predict_test, score_probes
+from .scoring import (_say_origin, check_fit, find_test_images, predict_test,
+                               score_probes)
 from .sources import check_origin
 from .settings import Settings
 
@@ -123,8 +124,8 @@ def _describe(predictor: Predictor, manifest: pd.DataFrame, name: str) -> dict:
     counts = {f"n_{split}": int(count.get(split, 0)) for split in ("train", "val", "test")}
     return {"dataset": {"name": name, "fingerprint": fingerprint_data(manifest), **counts},
             "model": {"name": info.name, "arch": info.arch, "sha256": predictor.sha256,
-                      "network": info.files["model.onnx"],
-                      "fit": info.fit, "precision": predictor.precision,
+                      "network": info.files["model.onnx"], "fit": info.fit,
+                      "trained_on": info.data.get("fingerprint"), "precision": predictor.precision,
                       "image_size_px": info.image_size_px, "temperature": info.temperature},
             "versions": versions}
 
@@ -198,7 +199,7 @@ def _list_sections(metrics: dict, test: pd.DataFrame, probabilities: np.ndarray,
     curve = plot_coverage(probabilities.max(1), probabilities.argmax(1) == truth,
                           ~answers["unsure"].to_numpy(bool))
     return [
-        ("Score", [f"{metrics['n_test']:,} test images, apart from the training images. "
+        ("Score", [f"{metrics['n_test']:,} test images, {_say_origin(metrics)}. "
                    f"Accuracy {metrics['accuracy']:.2%} ({_say_interval(metrics)}).",
                    *_say_in_short(metrics), _list_scores(metrics)]),
         ("Class by class", [plot_f1(metrics["per_class"]), _list_classes(metrics["per_class"])]),

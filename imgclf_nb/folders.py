@@ -84,12 +84,19 @@ def _find_unread(pictures: list, others: list) -> list:
     folders |= {above for folder in folders for above in folder.parents}
     return [path for path in unread if PurePath(path).parent not in folders]
 
-# %% ../nbs/01e_folders.ipynb #1f17d308
+# %% ../nbs/01e_folders.ipynb #39a9c145
+def _say_counts(counts: dict, most: int = 5) -> str:
+    "How many files there are of each suffix, such as `3 .heic, 1 .txt`."
+    ranked = Counter(counts).most_common()
+    more = f" and {len(ranked) - most} other kinds" if len(ranked) > most else ""
+    return ", ".join(f"{n:,} {what}" for what, n in ranked[:most]) + more
+
 def _count_others(others: list) -> Counter:
     "Files by suffix; those that lie loose beside the classes count if they are photographs."
     suffixes = [(_get_suffix(path), "/" in path) for path in others]
     return Counter(suffix or "no suffix" for suffix, deep in suffixes if deep or suffix in _UNREAD)
 
+# %% ../nbs/01e_folders.ipynb #1f17d308
 def read_folder(
     root: Path,     # Folder
     source: object, # The source as the user wrote it, for messages
@@ -105,7 +112,7 @@ def read_folder(
     kept = [row for row in rows if _get_suffix(row[0]) in SUFFIXES]
     ignored = _count_others(others)
     if loose := len(pictures) - len(kept): ignored["images outside class folders"] = loose
-    found = ", ".join(f"{n} {what}" for what, n in ignored.most_common(5)) or "no files"
+    found = _say_counts(ignored) or "no files"
     if unread: found += "; convert these to JPEG"
     if not kept:
         raise DataError(f"no classes in {source}: put a folder for each class there, with images "

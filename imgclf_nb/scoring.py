@@ -49,6 +49,14 @@ def check_fit(
         print(f"{name} is not the data set that {info.name} was trained on: if some of its test "
               "images were among the training images there, the score flatters", file=sys.stderr)
 
+# %% ../nbs/08b_scoring.ipynb #af8e791e
+def _say_origin(metrics: dict) -> str:
+    "Whether the model may have seen the test images, for the report."
+    tested, trained_on = metrics["dataset"], metrics["model"]["trained_on"]
+    if trained_on == tested["fingerprint"]: return "apart from the training images"
+    return (f"of {tested['name']}, which is not what the model was trained on: if some were among "
+            "its training images, the score flatters")
+
 # %% ../nbs/08b_scoring.ipynb #72bbf1a0
 _ANSWER = ["prediction", "probability", "unsure", "reason"]   # columns of predictions.csv
 

@@ -300,7 +300,9 @@ def test_a_model_is_scored_on_some_of_its_classes(example, imgclf, tmp_path, tes
     assert ran.returncode == 0, ran.stderr
     missing = ", ".join(label for label in LABELS if label not in tested)
     assert re.search(f"not tested +{missing}\n", ran.stdout) and ("in 2 classes," if len(tested) == 2 else "in 1 class,") in ran.stdout
-    assert f"no test image shows them: {missing}" in (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
+    report = (tmp_path / "results" / "report.html").read_text(encoding="utf-8")
+    assert f"no test image shows them: {missing}" in report
+    assert "the score flatters" in report and "apart from the training images" not in report
     metrics = json.loads((tmp_path / "results" / "metrics.json").read_text())
     assert (metrics["accuracy"], metrics["macro_f1"], metrics["weighted_f1"]) == (1, 1, 1)
 
