@@ -419,6 +419,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'imgclf_nb.metrics._wilson': ('metrics.html#_wilson', 'imgclf_nb/metrics.py'),
                                    'imgclf_nb.metrics.bin_confidences': ('metrics.html#bin_confidences', 'imgclf_nb/metrics.py'),
                                    'imgclf_nb.metrics.compute_metrics': ('metrics.html#compute_metrics', 'imgclf_nb/metrics.py'),
+                                   'imgclf_nb.metrics.count_independent': ('metrics.html#count_independent', 'imgclf_nb/metrics.py'),
                                    'imgclf_nb.metrics.estimate_interval': ('metrics.html#estimate_interval', 'imgclf_nb/metrics.py'),
                                    'imgclf_nb.metrics.measure_ece': ('metrics.html#measure_ece', 'imgclf_nb/metrics.py')},
             'imgclf_nb.monitor': { 'imgclf_nb.monitor.Monitor': ('monitor.html#monitor', 'imgclf_nb/monitor.py'),

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest, norm
 
+from .metrics import count_independent
 from .settings import ImgclfError
 
 # %% ../nbs/08d_compare.ipynb #2af922be
@@ -69,24 +70,21 @@ def measure_difference(
     right_b: np.ndarray, # Whether model B is right on the same images, bool [N]
     *,
     groups,              # Group of each image, [N]
-    seed: int = 42,      # Seed of the bootstrap
 ) -> dict:               # images, a_only, b_only, difference (A - B), difference_ci95, p_value
-    "Test whether one of two models is right more often than the other."
-    table = pd.DataFrame({"ahead": np.asarray(right_a, int) - np.asarray(right_b, int)})
-    by_group = table.groupby(np.asarray(groups))["ahead"].agg(["sum", "size"])
-    ahead, size = by_group["sum"].to_numpy(), by_group["size"].to_numpy()
-    wins, losses = int((ahead > 0).sum()), int((ahead < 0).sum())
+    "Test whether one of two models is right more often than the other (McNemar, 1947)."
+    ahead = pd.Series(np.asarray(right_a, int) - np.asarray(right_b, int))
+    by_group = ahead.groupby(np.asarray(groups)).sum()
+    wins, losses = int((by_group > 0).sum()), int((by_group < 0).sum())
     p_value = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-    difference, interval = float(table["ahead"].mean()), [0.0, 0.0]
-    if len(ahead) == 1: interval = [-1.0, 1.0]   # one group tells nothing about another
-    elif ahead.any():
-        share = lambda ahead, size, axis: ahead.sum(axis) / size.sum(axis)
-        found = bootstrap((ahead, size), share, paired=True, vectorized=True, n_resamples=5000,
-                          batch=100, method="percentile", rng=np.random.default_rng(seed))
-        interval = [float(end) for end in found.confidence_interval]
-    return {"images": len(table), "a_only": int((table["ahead"] > 0).sum()),
-            "b_only": int((table["ahead"] < 0).sum()), "group_wins": [wins, losses],
-            "difference": difference, "difference_ci95": interval, "p_value": float(p_value)}
+    n = count_independent(ahead, groups)
+    a_only, b_only = ((n * (ahead == sign).mean() + 1) / (n + 2) for sign in (1, -1))
+    half = norm.ppf(0.975) * ((a_only + b_only - (a_only - b_only) ** 2) / (n + 2)) ** 0.5
+    middle = a_only - b_only
+    interval = [max(middle - half, -1.0), min(middle + half, 1.0)]
+    if len(by_group) == 1: interval = [-1.0, 1.0]   # one group tells nothing about another
+    return {"images": len(ahead), "a_only": int((ahead > 0).sum()), "b_only": int((ahead < 0).sum()),
+            "group_wins": [wins, losses], "difference": float(ahead.mean()),
+            "difference_ci95": [float(end) for end in interval], "p_value": float(p_value)}
 
 # %% ../nbs/08d_compare.ipynb #50ef36e7
 def say_difference(
