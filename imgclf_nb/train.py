@@ -6,7 +6,7 @@
 __all__ = ['make_learner', 'find_lr', 'Checkpoint', 'fit_phase', 'fit_phases', 'plot_history']
 
 # %% ../nbs/05_train.ipynb #a14d78a6
-import random, tempfile, time
+import math, random, tempfile, time
 from functools import partial
 from pathlib import Path
 
@@ -186,6 +186,9 @@ class Checkpoint(_State, Callback):
         if self.epoch < self.done: return   # skipped while resuming
         losses = dict(zip(("train_loss", "valid_loss", "valid_accuracy"),
                           map(float, self.recorder.values[-1])))
+        if not self.best and math.isnan(losses["valid_loss"]):
+            raise SettingsError("the network's answers are no longer numbers: take a lower "
+                                "--head-lr, or other weights (--weights)")
         seconds = round(time.perf_counter() - self.started, 2)
         self.history.append(dict(epoch=len(self.history) + 1, phase=self.phase, **losses,
                                  seconds=seconds))
