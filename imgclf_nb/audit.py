@@ -26,7 +26,7 @@ from .report import write_table
 from .settings import Settings
 
 # %% ../nbs/04c_audit.ipynb #1f1a5501
-def _read_parts(features: np.ndarray, rows: np.ndarray):
+def _read_rows(features: np.ndarray, rows: np.ndarray):
     "Numbers of rows and their features in float32, a few thousand at a time."
     for start in range(0, len(rows), 4096):
         part = rows[start:start + 4096]
@@ -36,7 +36,7 @@ def _add_up(features: np.ndarray, rows: np.ndarray, given: np.ndarray, n_classes
     "Counts [C] and sums [C, D] of the classes, and the second moment of all rows, [D, D]."
     size, one_hot = features.shape[1], np.eye(n_classes, dtype=np.float32)
     sums, moment = np.zeros((n_classes, size)), np.zeros((size, size))
-    for part, values in _read_parts(features, rows):
+    for part, values in _read_rows(features, rows):
         sums += one_hot[given[part]].T @ values
         moment += values.T @ values
     return np.bincount(given[rows], minlength=n_classes), sums, moment
@@ -72,7 +72,7 @@ def _score_held_out(features: np.ndarray, given: np.ndarray, groups: np.ndarray,
             own = _add_up(features, test, given, n_classes)
             weights, biases = _fit_discriminant(*(a - b for a, b in zip(every, own)))
             test = test[np.isin(given[test], given[train])]
-            for part, values in _read_parts(features, test):
+            for part, values in _read_rows(features, test):
                 scores[part] = values @ weights + biases
     return scores
 

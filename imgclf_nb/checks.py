@@ -77,7 +77,7 @@ def group_pictures(
     rows = np.flatnonzero(~table.duplicated("sha256")) if settings.twins else np.zeros(0, int)
     pairs = find_twins(table.look.iloc[rows].tolist(), workers=settings.workers)
     parts, names = group_twins(pairs, len(rows)), table.group.iloc[rows]
-    least = names.groupby(parts).min()   # the name of a group is that of its first file
+    least = names.groupby(parts).min()   # the least checksum names the group
     name = dict(zip(names, least.reindex(parts)))
     one, other = (table.iloc[rows[pairs[column].astype(int)]] for column in ("one", "other"))
     listed = pd.DataFrame(dict(path=one.path.to_numpy(), twin=other.path.to_numpy(),

@@ -115,7 +115,7 @@ def _expand(value):
     return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 # %% ../nbs/10_options.ipynb #2e601a68
-def _refuse_unused(settings: Settings, words: list) -> None:
+def _refuse_top_k(settings: Settings, words: list) -> None:
     "Raise `SettingsError` for `--top-k` where only one class is written."
     if settings.format == "csv" and any(word.split("=")[0] == "--top-k" for word in words):
         raise SettingsError("--top-k: a row of CSV has the most probable class alone; leave it "
@@ -140,7 +140,7 @@ def parse_words(
         raise SettingsError(f"{reason}{near}; see `imgclf {command} --help`") from None
     values = {name: _expand(getattr(given, name)) for name in given.model_fields_set - {"paths"}}
     settings = Settings(**values)
-    if command == "predict": _refuse_unused(settings, words)
+    if command == "predict": _refuse_top_k(settings, words)
     return settings, paths
 
 # %% ../nbs/10_options.ipynb #42b367d9

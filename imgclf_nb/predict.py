@@ -234,7 +234,7 @@ class Predictor(_Engine):
     def __init__(self,
         bundle: str | Path,         # Folder of the model bundle
         *,
-        precision: str = "auto",    # `auto`, `f32` or `bf16`
+        precision: str = "auto",    # `auto`, `f32`, `bf16`, or `int8` for a bundle that is so
         workers: int | None = None, # Threads of `predict_many`; by default two for each core
         max_megapixels: float = 25, # Refuse larger pictures, in millions of pixels
         max_file_mb: float = 50,    # Refuse larger files, in MB

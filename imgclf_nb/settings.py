@@ -287,8 +287,8 @@ _BY_SOURCE = {
 
 def _resolve(
     self,
-) -> "Settings": # A copy in which only `name`, `weights` and `top_n` may still be `None`
-    "Fill each setting that is `None` with what suits `source`."
+) -> "Settings": # A copy in which no choice of how to train is `None`
+    "Fill each setting that is `None` with what suits `source`, where there is such a thing."
     fitting = {**_PHOTOGRAPHS, **_BY_SOURCE.get(self.source, {})}
     recipe, arch = self.recipe or fitting["recipe"], self.arch or fitting["arch"]
     _refuse_unused(self, recipe)
