@@ -140,4 +140,9 @@ def compare_runs(
             rows.append(f"  {name:<20}" + "".join(f"{score[name]:>12.4f}" for score in scores))
     names = [f"  {letter}  {run}: {score['model']['name']}, {score['model']['arch']}"
              for letter, run, score in zip("AB", (run_a, run_b), scores)]
+    for letter, score in zip("AB", scores):
+        tested, learned = score.get("dataset"), score["model"].get("trained_on")
+        if isinstance(tested, dict) and learned and learned != tested.get("fingerprint"):
+            rows.append(f"{letter} was not trained on {tested.get('name')}: if some of these images "
+                        "were among its training images, its score flatters.")
     return "\n".join([*names, *rows, say_difference(found, "A", "B")]), found
