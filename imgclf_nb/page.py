@@ -19,15 +19,16 @@ from fastapi import FastAPI
 from .body import _limit_request
 from .files import StorageError, hash_file, write_atomic
 from .images import ImageError, open_image
-from .looks import (CSS, WAITING, copy_examples, make_theme, write_head,
-                            write_legend)
+from .looks import (CSS, _AWAITED, _I18N, _html, copy_examples, make_theme,
+                            write_head, write_legend, write_waiting)
 from .manners import _explain_errors, _Uploading
 from .service import Service
 from .settings import ImgclfError, Settings
-from .views import (draw_heat, list_answers, load_view, read_scores, relate_evidence,
+from .views import (_announce, draw_heat, list_answers, load_view, read_scores, relate_evidence,
                             show_answer)
 
 # %% ../nbs/09h_page.ipynb #f1c72cd6
+_GONE = "the server no longer has this photograph; choose it again"
 def check_upload(
     value,         # What the browser sent: a dict with `path`, or anything else
     *,
@@ -41,8 +42,7 @@ def check_upload(
         file = Path(path).resolve()
         found = file.is_relative_to(Path(uploads).resolve()) and file.is_file()
     except (OSError, ValueError): found = False   # names too long, or with a zero byte
-    if not found: raise ImageError("this file was not uploaded here, or is no longer kept: upload "
-                                   "it (again). Web addresses are not fetched")
+    if not found: raise ImageError(f"{_GONE}. It reads nothing but what was uploaded here")
     return file
 
 # %% ../nbs/09h_page.ipynb #98907b33
@@ -133,27 +133,28 @@ class _Events:
             "unsure": found.unsure, "reason": found.reason}
 
     async def see(self, photo):
-        if photo is None: return WAITING, None, gr.Radio(visible=False), None, ""
+        none = None, gr.Radio(visible=False), None, _announce()
+        if photo is None: return write_waiting(self.settings), *none
         path = check_upload(photo, uploads=self.uploads)
         try: answer = await self.service.answer(path, self.settings.top_k)
-        except ImgclfError as error:
-            return show_answer(error), None, gr.Radio(visible=False), None, ""
+        except ImgclfError as error: return show_answer(error), *none
         names = [label for label, _ in answer.prediction.predictions[:5]]
         maps = relate_evidence(answer.evidence, list(map(self.labels.index, names)))
         picture = await self.draw(self.paint, path, maps[0])
         least = self.info.thresholds.get("unsure", 0.0)
         return (show_answer(answer.prediction, least), picture,
                 gr.Radio(choices=names, value=names[0], visible=True),
-                {"path": str(path), "maps": dict(zip(names, maps))}, "")
+                {"path": str(path), "maps": dict(zip(names, maps))}, _announce())
 
     async def look(self, name, state):
-        if not state or name not in state["maps"]: raise ImageError("show a photograph first")
+        if not state or name not in state["maps"]: raise ImageError(_GONE)
         path = check_upload(state, uploads=self.uploads)
         return await self.draw(self.paint, path, state["maps"][name])
 
 # %% ../nbs/09h_page.ipynb #7e5c5cfa
 async def _see_many(self, files):
-    if not files: return gr.Gallery([], visible=False), "", gr.DownloadButton(visible=False)
+    none = gr.Gallery([], visible=False), gr.DownloadButton(visible=False)
+    if not files: return none[0], _announce(), none[1]
     paths = [check_upload(file, uploads=self.uploads) for file in files]
     names = [str(file.get("orig_name") or path.name).replace("\\", "/").split("/")[-1][:200]
              for file, path in zip(files, paths)]
@@ -162,8 +163,7 @@ async def _see_many(self, files):
             raise ImageError(f"{len(files)} files at once: send at most {self.settings.max_files}")
         answers = [getattr(answer, "prediction", answer)
                    for answer in await self.service.answer_many(paths, self.settings.top_k)]
-    except ImgclfError as error:
-        return gr.Gallery([], visible=False), show_answer(error), gr.DownloadButton(visible=False)
+    except ImgclfError as error: return none[0], _announce(escape(str(error))), none[1]
     table, text = list_answers(names, answers)
     file = self.uploads/secrets.token_hex(16)/"predictions.csv"
     with write_atomic(file) as partial: partial.write_text(text, encoding="utf-8", newline="")
@@ -180,8 +180,7 @@ async def _correct(self, photo, label):
     path = check_upload(photo, uploads=self.uploads)
     await self.draw(store_feedback, path, label, folder=self.settings.feedback_dir,
                     labels=self.labels)
-    return (f'<p class="thanks" role="status">Thank you. Stored as <b>{escape(label)}</b> for the '
-            "next training.</p>")
+    return _announce(f"Thank you. Stored as <b>{escape(label)}</b> for the next training.")
 
 async def _score(self):
     return await self.draw(read_scores, self.settings.results_dir/"metrics.json",
@@ -191,7 +190,6 @@ _Events.see_many, _Events.correct, _Events.score = _see_many, _correct, _score
 
 # %% ../nbs/09h_page.ipynb #3e15f1a5
 _PRIVATE = dict(preprocess=False, api_visibility="private", show_progress="minimal")
-_AWAITED = '<div class="answer waiting" role="status"><p class="verdict">No answer yet</p></div>'
 _HIDDEN = {"__type__": "update", "visible": False}   # as `gr.update` looks in the browser
 def _forget(component, *old) -> None:
     "Clear `old`, pairs of a component and its empty state, in the browser when an input changes."
@@ -207,24 +205,25 @@ def _lay_one(events: _Events, examples: list) -> gr.Image:
             photo = gr.Image(
                 type="filepath", image_mode=None, sources=["upload", "webcam", "clipboard"],
                 label="Photograph", height=340, elem_id="photo", buttons=["fullscreen"],
-                alt_text="Your photograph; not every browser can show a TIFF",
+                alt_text="Your photograph",
                 webcam_options=gr.WebcamOptions(
                     mirror=False, constraints={"video": {"facingMode": "environment"}}))
         with gr.Column(min_width=280, elem_id="heat-side"):
             heat = gr.Image(label="What decided", height=300, interactive=False, elem_id="heat",
                             format="jpeg", buttons=["fullscreen"],
                             alt_text="The photograph in grey; what spoke for the class is coloured")
-            gr.HTML(write_legend(events.places))
+            _html(write_legend(events.places))
             choice = gr.Radio([], label="What speaks for", visible=False, elem_id="choice")
         with gr.Column(min_width=280):
-            answer = gr.HTML(WAITING, elem_id="answer", container=True)
+            answer = _html(write_waiting(events.settings), elem_id="answer", container=True)
             right, thanks = _lay_feedback(events, photo)
     if examples:
         gr.Examples([[path] for path in examples], photo, label="Or try one of these",
                     elem_id="examples", api_visibility="private")
         photo.keep_in_cache.update(examples)
     outputs = [answer, heat, choice, state, thanks]
-    _forget(photo, (answer, _AWAITED), (heat, None), (choice, _HIDDEN), (right, None), (thanks, ""))
+    _forget(photo, (answer, _AWAITED), (heat, None), (choice, _HIDDEN), (right, None),
+            (thanks, _announce()))
     photo.change(_tell(events.see), photo, outputs, **_PRIVATE)
     choice.input(_tell(events.look), [choice, state], heat, **_PRIVATE)
     return photo
@@ -236,21 +235,22 @@ def _lay_feedback(events: _Events, photo: gr.Image) -> tuple[gr.Dropdown, gr.HTM
     with gr.Accordion("Wrong? Tell us", open=False, visible=wanted, elem_id="feedback"):
         right = gr.Dropdown(events.labels, value=None, label="It really shows", elem_id="right")
         store = gr.Button("Store the photograph with this label", elem_id="store")
-        thanks = gr.HTML(elem_id="thanks")
+        thanks = _html(_announce(), elem_id="thanks")
     if wanted: store.click(_tell(events.correct), [photo, right], thanks, **_PRIVATE)
     return right, thanks
 
 def _lay_many(events: _Events) -> None:
     "The tab for several photographs."
+    limits = events.settings
     files = gr.File(file_count="multiple", elem_id="files", height=180,
-                    label=f"Photographs, {events.settings.max_files} at most, together "
-                          f"{_limit_request(events.settings) / 1e6:g} MB")
+                    label=f"Photographs, {limits.max_files} at most, {limits.max_upload_mb:g} MB "
+                          f"each, together {_limit_request(limits) / 1e6:g} MB")
     gallery = gr.Gallery(label="Answers", height="auto", interactive=False,
                          object_fit="contain", format="jpeg", elem_id="gallery", buttons=[],
                          visible=False)
-    table = gr.HTML(elem_id="table")
+    table = _html(_announce(), elem_id="table")
     download = gr.DownloadButton("Download as CSV", visible=False, elem_id="csv")
-    _forget(files, (gallery, _HIDDEN), (table, ""), (download, _HIDDEN))
+    _forget(files, (gallery, _HIDDEN), (table, _announce()), (download, _HIDDEN))
     files.change(_tell(events.see_many), files, [gallery, table, download], **_PRIVATE)
 
 # %% ../nbs/09h_page.ipynb #15fac46f
@@ -265,11 +265,11 @@ def make_page(
     events = _Events(service, settings, uploads)
     with _Page(title=info.name, analytics_enabled=False) as page:
         page.uploads, page.gone = uploads, set()
-        gr.HTML(write_head(info, settings), elem_id="head")
+        _html(write_head(info, settings), elem_id="head")
         examples = copy_examples(info, settings, uploads=uploads)
         with gr.Tab("Photograph"): photo = _lay_one(events, examples)
         with gr.Tab("Several"): _lay_many(events)
-        with gr.Tab("Scores") as tab: card = gr.HTML(elem_id="card")
+        with gr.Tab("Scores") as tab: card = _html(elem_id="card")
         tab.select(_tell(events.score), None, card, api_visibility="private")
         ask, label = gr.Button(visible=False), gr.Label(visible=False)   # for programs
         ask.click(_tell(events.predict), photo, label, api_name="predict", preprocess=False,
@@ -295,6 +295,6 @@ def mount_page(
         app, page, path="/", root_path=settings.root_path or None, footer_links=[],
         run_history=False, allowed_paths=[], show_error=False, ssr_mode=False,
         max_file_size=int(settings.max_upload_mb * 1e6), enable_monitoring=False, pwa=False,
-        mcp_server=False, theme=make_theme(), css=CSS)
+        mcp_server=False, theme=make_theme(), css=CSS, i18n=_I18N)
     _explain_errors(app.routes[-1].app)
     return app

@@ -130,6 +130,14 @@ def _disarm(cell) -> str:
     risky = isinstance(cell, str) and text.lstrip(" ")[:1] in tuple("=+-@\t\r\n|%＝＋－＠")
     return "'" + text if risky and text.strip() else text
 
+def _announce(text: str = "") -> str:
+    "Say how something went: an empty line beforehand, and then another in its place."
+    return f'<p class="said" role="status">{text}</p>'
+
+def _scroll(name: str, table: str) -> str:
+    "A box that a table scrolls in, with the keyboard too."
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">{table}</div>'
+
 def list_answers(
     names: list,    # Names of the files, as the visitor knows them
     answers: list,  # For each a `Prediction` or an error
@@ -144,25 +152,31 @@ def list_answers(
         else f'<tr><td>{escape(name)}</td><td>{escape(label)}'
              f'{f" <em>unsure: {reason}</em>" if reason else ""}</td><td>{share:.1%}</td></tr>'
         for name, label, share, _, reason, error in rows)
-    head = "<tr><th>File</th><th>Label</th><th>Probability</th></tr>"
-    table = f'<div class="scroll"><table class="list"><thead>{head}</thead>{body}</table></div>'
-    return table, "\ufeff" + text.getvalue()
+    heads = "".join(f'<th scope="col">{name}</th>' for name in ("File", "Label", "Probability"))
+    table = (f'<table class="list"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>')
+    failed = sum(bool(row[-1]) for row in rows)
+    count = f"{len(rows) - failed} of {len(rows)} files answered"
+    said = _announce(f"{count}, {failed} not" if failed else count)
+    return said + _scroll("Answers", table), "\ufeff" + text.getvalue()
 
 # %% ../nbs/09e_views.ipynb #1fa0bf38
 def _show_matrix(matrix: list, labels: list) -> str:
     "The confusion matrix as a table with coloured cells."
-    heads = "".join(f'<th title="{name}"><span>{name}</span></th>' for name in map(escape, labels))
-    def cell(n, share, kind):
+    names = list(map(escape, labels))
+    heads = "".join(f'<th scope="col" title="{name}"><span>{name}</span></th>' for name in names)
+    def cell(i, j, n):
         if not n: return "<td></td>"
+        share, kind = n / sum(matrix[i]), "hit" if i == j else "miss"
         dark = " dark" if kind == "hit" and share > 0.85 else ""   # white on it can be read
-        return f'<td class="{kind}{dark}" style="--s:{share:.2f}">{n}</td>'
+        return (f'<td class="{kind}{dark}" style="--s:{share:.2f}" '
+                f'title="{names[i]} taken for {names[j]}: {n}">{n}</td>')
     body = "".join(
-        f"<tr><th><span>{escape(label)}</span></th>" + "".join(
-            cell(n, n / max(sum(row), 1), "hit" if i == j else "miss") for j, n in enumerate(row))
-        + "</tr>" for i, (label, row) in enumerate(zip(labels, matrix)))
+        f'<tr><th scope="row"><span>{name}</span></th>'
+        + "".join(cell(i, j, n) for j, n in enumerate(row)) + "</tr>"
+        for i, (name, row) in enumerate(zip(names, matrix)))
     kind = "matrix short" if max(map(len, labels), default=0) < 4 else "matrix"   # upright heads
-    return (f'<div class="scroll"><table class="{kind}"><thead><tr><td>truth \\ answer</td>'
-            f"{heads}</tr></thead><tbody>{body}</tbody></table></div>")
+    return _scroll("Confusion matrix", f'<table class="{kind}"><thead><tr><td>truth \\ answer</td>'
+                   f"{heads}</tr></thead><tbody>{body}</tbody></table>")
 
 def _show_pairs(matrix: list, labels: list, most: int = 10) -> str:
     "The most frequent confusions as a list."
@@ -180,11 +194,12 @@ def _show_classes(per_class: dict, labels: list) -> str:
     def row(score):   # a class that the test pictures lack has no score
         shares = [f"{score[key]:.1%}" if score["support"] else "–" for key in _SHARES]
         return "".join(f"<td>{cell}</td>" for cell in (*shares, f"{int(score['support']):,}"))
-    body = "".join(f"<tr><td>{escape(label)}</td>{row(per_class[label])}</tr>" for label in labels)
-    heads = "".join(f"<th>{name}</th>"
+    body = "".join(f'<tr><th scope="row">{escape(label)}</th>{row(per_class[label])}</tr>'
+                   for label in labels)
+    heads = "".join(f'<th scope="col">{name}</th>'
                     for name in ("Class", "Precision", "Recall", "F1", "Pictures"))
-    return ('<div class="scroll"><table class="list numbers"><thead><tr>'
-            f"{heads}</tr></thead>{body}</table></div>")
+    return _scroll("Class by class", '<table class="list numbers"><thead><tr>'
+                   f"{heads}</tr></thead><tbody>{body}</tbody></table>")
 
 # %% ../nbs/09e_views.ipynb #1ccb5a21
 def _show_scores(scores: dict, data: dict) -> str:
@@ -200,9 +215,9 @@ def _show_scores(scores: dict, data: dict) -> str:
     grid = _show_matrix(matrix, labels) if len(labels) <= 150 else ""
     return (f'<div class="scores"><p class="verdict">{scores["accuracy"]:.1%} right</p>'
             f"<p>{right:,} of {n:,} test pictures{where}. {sure}</p>"
-            "<h3>What is taken for what</h3><p>Rows are the truth, columns the answers; numbers "
+            "<h2>What is taken for what</h2><p>Rows are the truth, columns the answers; numbers "
             f"count pictures.</p>{grid}{_show_pairs(matrix, labels)}"
-            f"<h3>Class by class</h3>{_show_classes(scores['per_class'], labels)}"
+            f"<h2>Class by class</h2>{_show_classes(scores['per_class'], labels)}"
             "<p><b>Precision</b>: of the pictures given this name, how many deserve it. "
             "<b>Recall</b>: of the pictures of this class, how many were found. "
             "<b>F1</b>: the harmonic mean of the two.</p></div>")

@@ -89,8 +89,8 @@ def visit(browser, server):
     """Open the page; whatever went wrong in the browser fails the test at its end."""
     contexts, troubles = [], []
 
-    def open_page(width=1280, theme="light"):
-        context = browser.new_context(viewport={"width": width, "height": 860}, color_scheme=theme)
+    def open_page(width=1280, theme="light", locale="en-US"):
+        context = browser.new_context(viewport={"width": width, "height": 860}, color_scheme=theme, locale=locale)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: message.type == "error" and troubles.append(message.text))
@@ -242,7 +242,9 @@ def test_score_card(visit, folder):
     text = page.inner_text("#card")
     assert "96.7% right" in text and "between 88.7% and 99.1%" in text and "tomato taken for leaf: 2" in text
     assert page.locator("#card .matrix tbody td").all_inner_texts() == ["20", "", "", "", "20", "", "2", "", "18"]
-    assert WICKED in page.locator("#card .numbers td").all_inner_texts()   # harmless, as it is written
+    assert page.locator("#card .matrix td.miss").get_attribute("title") == "tomato taken for leaf: 2"
+    assert page.locator("#card h2").count() == 2 and not page.locator("#card h3").count()
+    assert WICKED in page.locator("#card .numbers tbody th").all_inner_texts()   # harmless, as it is written
     file = folder / "results" / "metrics.json"
     text = file.read_text()
     try:
@@ -278,6 +280,105 @@ def test_a_correction_is_stored_once_and_moved(visit, folder):
     assert before[0].read_bytes() == (folder / "red.jpg").read_bytes()
 
 
+def heads_stay(page):
+    """Scroll a large matrix to its end: the names of classes above and on the left are still to be seen, and not behind cells."""
+    assert page.evaluate("""() => {
+        const box = document.querySelector('#card .scroll'), rows = box.querySelector('tbody')
+        for (let i = 0; i < 60; i++) rows.append(rows.lastElementChild.cloneNode(true))
+        box.scrollIntoView(); box.scrollTo(1e6, 1e6)
+        const seen = part => [box.querySelectorAll(part)].map(all => all[all.length - 1]).every(e => {
+            const {x, y, width, height} = e.getBoundingClientRect()
+            return e.contains(document.elementFromPoint(x + width / 2, y + height / 2)) })
+        return box.scrollTop > 500 && box.scrollLeft > 500 && ['thead th', 'tbody th', 'thead td'].map(seen).join()
+    }""") == "true,true,true"
+
+
+def contrast(page, selector):
+    """How many times as light is the one of letters and ground as the other, by WCAG's formula."""
+    colours = page.evaluate("""selector => {
+        const e = document.querySelector(selector), numbers = c => c.match(/[\\d.]+/g).map(Number)
+        for (let ground = e; ; ground = ground.parentElement) {
+            const found = numbers(getComputedStyle(ground).backgroundColor)
+            if (found[3] !== 0) return [numbers(getComputedStyle(e).color), found] } }""", selector)
+    channels = [[v / 255 / 12.92 if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in colour[:3]] for colour in colours]
+    dark, light = sorted(0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05 for r, g, b in channels)
+    return light / dark
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_letters_stand_out_from_their_ground(visit, folder, theme):
+    page = visit(theme=theme)
+    page.get_by_role("tab", name="Several").click()
+    for selector in ("[role=tab].selected", "#files .or"):
+        assert contrast(page, selector) >= 4.5, selector
+    page.set_input_files("#files input[type=file]", [folder / "red.jpg"])
+    page.wait_for_selector("#files .download-link")
+    assert contrast(page, "#files .download-link") >= 4.5
+
+
+def test_words_and_their_language_in_a_german_browser(visit, folder):
+    """Gradio speaks German there, we don't, and say so; what Gradio has no word for is English, too, not the name of a word."""
+    page = visit(locale="de-DE")
+    assert page.evaluate("document.documentElement.lang").startswith("de")
+    upload(page, folder / "red.jpg")
+    page.wait_for_selector("#answer .bars")
+    page.get_by_role("tab", name="Several").click()
+    for part in ("#head h1", "#answer .verdict", ".legend", "#table .said"):
+        assert page.evaluate("part => document.querySelector(part).closest('[lang]').lang", part) == "en", part
+    page.set_input_files("#files input[type=file]", [folder / "red.jpg"])
+    page.get_by_role("button", name="Upload", exact=True).wait_for()
+    page.wait_for_selector("#table .said:has-text('1 of 1 files answered')")
+    html = page.content()
+    assert not re.search(r">\s*common\.|[\"]common\.", html[html.index("<gradio-app"):]), "an untranslated key"
+
+
+def test_a_screen_reader_hears_how_it_went(visit, folder):
+    """Its line is there beforehand, and stays the same element: one that comes with its text is not read out."""
+    page = visit()
+    page.get_by_role("tab", name="Several").click()
+    page.evaluate("window.line = document.querySelector('#table [role=status]')")
+    page.set_input_files("#files input[type=file]", [folder / name for name in ("red.jpg", "broken.jpg", "=green.png")])
+    page.wait_for_function("line.isConnected && line.innerText == '2 of 3 files answered, 1 not'")
+    assert page.locator("#table .scroll").get_attribute("tabindex") == "0"
+    page.set_input_files("#files input[type=file]", [folder / "red.jpg"] * 2)   # 5 files: 4 are allowed
+    page.wait_for_function("line.isConnected && line.innerText.includes('at most 4')")
+    page.get_by_role("tab", name="Photograph").click()
+    upload(page, folder / "red.jpg")
+    page.wait_for_selector("#answer .bars")
+    page.get_by_text("Wrong? Tell us").click()
+    page.locator("#right input").click()
+    page.get_by_role("option", name="tomato", exact=True).click()
+    page.evaluate("window.line = document.querySelector('#thanks [role=status]')")
+    page.locator("#store").click()
+    page.wait_for_function("line.isConnected && line.innerText.includes('Stored as tomato')")
+
+
+def test_an_upload_that_is_gone_is_told(visit, server, folder):
+    page = visit()
+    upload(page, folder / "red.jpg")
+    wait_for_picture(page, "#heat img")
+    assert page.get_attribute("#photo img", "alt") == "Your photograph"
+    for file in server.uploads.rglob("red.jpg"):
+        file.unlink()
+    page.locator("#choice label", has_text="leaf").click()
+    told = page.locator("[data-testid=toast-body]", has_text="the server no longer has this photograph; choose it again")
+    told.wait_for()
+    told.get_by_test_id("toast-close").click()
+    told.wait_for(state="detached")
+    page.get_by_text("Wrong? Tell us").click()
+    page.locator("#right input").click()
+    page.get_by_role("option", name="leaf", exact=True).click()
+    page.locator("#store").click()
+    told.wait_for()
+
+
+def test_limits_are_told_beforehand(visit):
+    page = visit()
+    assert "10 MB and 25 megapixels. Several at once go to the tab" in page.inner_text("#answer")
+    page.get_by_role("tab", name="Several").click()
+    assert "4 at most, 10 MB each" in page.inner_text("#files")
+
+
 @pytest.mark.parametrize("width", [390, 768, 1000, 1280])
 def test_readable_everywhere(visit, folder, width):
     backgrounds = set()
@@ -294,6 +395,7 @@ def test_readable_everywhere(visit, folder, width):
                 page.wait_for_selector("#card .scores")
                 page.evaluate("""document.querySelectorAll('#card .matrix tr').forEach(row => {
                     for (let i = 0; i < 60; i++) row.append(row.lastElementChild.cloneNode(true)) })""")   # many classes
+                heads_stay(page)
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (theme, tab)
     assert len(backgrounds) == 2
 
