@@ -10,6 +10,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'imgclf_nb.api._describe': ('api.html#_describe', 'imgclf_nb/api.py'),
                                'imgclf_nb.api._describe_body': ('api.html#_describe_body', 'imgclf_nb/api.py'),
                                'imgclf_nb.api._explain': ('api.html#_explain', 'imgclf_nb/api.py'),
+                               'imgclf_nb.api._name_language': ('api.html#_name_language', 'imgclf_nb/api.py'),
                                'imgclf_nb.api._read_form': ('api.html#_read_form', 'imgclf_nb/api.py'),
                                'imgclf_nb.api._read_picture': ('api.html#_read_picture', 'imgclf_nb/api.py'),
                                'imgclf_nb.api.make_api': ('api.html#make_api', 'imgclf_nb/api.py')},

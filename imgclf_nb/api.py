@@ -65,8 +65,8 @@ def _describe(answer: Answer, service: Service) -> dict:
 # %% ../nbs/09d_api.ipynb #b7a9aadb
 _STATUS = {"unreadable": 400, "too large": 413, "not served": 415}
 _PROBLEMS = {400: "Not a readable picture", 401: "Missing or wrong key",
-             408: "The request took too long to arrive", 413: "Too many bytes or pixels",
-             415: "A kind of body or file that is not served",
+             403: "Sent by another website", 408: "The request took too long to arrive",
+             413: "Too many bytes or pixels", 415: "A kind of body or file that is not served",
              422: "A missing field or a wrong parameter", 429: "Too many requests",
              503: "Busy; come again after Retry-After seconds"}
 _RESPONSES = {status: {"model": Problem, "description": text} for status, text in _PROBLEMS.items()}
@@ -185,6 +185,16 @@ def _add_state(app: FastAPI, service: Service | None) -> None:
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 # %% ../nbs/09d_api.ipynb #2517f327
+def _name_language(app: FastAPI) -> None:
+    "Put the language into the page at /docs, which is otherwise as the package makes it."
+    [docs] = [route for route in app.routes if route.path == "/docs"]
+    app.routes.remove(docs)
+    @app.get("/docs", include_in_schema=False)
+    async def show(request: Request):
+        page = await docs.endpoint(request)
+        return Response(page.body.replace(b"<html>", b'<html lang="en">'), media_type="text/html")
+
+# %% ../nbs/09d_api.ipynb #5d2c7e11
 def make_api(
     service: Service | None, # What answers; `None` while there is no model
     settings: Settings,      # Limits
@@ -200,6 +210,7 @@ def make_api(
     for kind in (ImageError, BusyError, Refusal, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _explain)
     _add_state(app, service)
+    _name_language(app)
     if service: _add_predict(app, service, settings)
     else:
         @app.api_route("/{path:path}", methods=["GET", "POST"], include_in_schema=False)

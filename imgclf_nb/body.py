@@ -18,7 +18,7 @@ from .settings import Settings
 @dataclass(eq=False)
 class Refusal(Exception):
     "Why a request is turned away."
-    status: int                                 # HTTP status, 400 to 503
+    status: int                                 # HTTP status, 307 to 503
     detail: str                                 # What to do, for the reader of the answer
     reason: str                                 # A word for the statistics
     headers: dict = field(default_factory=dict) # Further headers of the answer

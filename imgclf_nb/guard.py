@@ -43,10 +43,11 @@ def check_key(
     right = hashlib.sha256(key.encode()).digest()
     given = [hashlib.sha256(key).digest() for key in _present_keys(scope)]
     if any([hmac.compare_digest(right, digest) for digest in given]): return
-    basic = 'Basic realm="imgclf: the key is the password", charset="UTF-8"'
-    challenge = basic if "text/html" in _read_header(scope, b"accept") else "Bearer"
-    raise Refusal(401, "send the key in the header `Authorization: Bearer KEY`", "key",
-                  {"WWW-Authenticate": challenge})
+    challenge, what = "Bearer", "send the key in the header `Authorization: Bearer KEY`"
+    if "text/html" in _read_header(scope, b"accept"):   # shown if its dialogue was cancelled
+        challenge = 'Basic realm="imgclf: the key is the password", charset="UTF-8"'
+        what = "reload the page and give the key as the password; any user name will do"
+    raise Refusal(401, what, "key", {"WWW-Authenticate": challenge})
 
 # %% ../nbs/09c_guard.ipynb #5b14b6d2
 _READ, _SEND = ("GET", "HEAD"), ("POST",)
