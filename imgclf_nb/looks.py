@@ -90,7 +90,7 @@ table.matrix tbody td.hit {background: rgba(37,99,235,var(--s))}
 table.matrix tbody td.miss {background: rgba(217,119,6,calc(.15 + var(--s)))}
 table.matrix tbody td.dark {color: white}
 .missing {padding: 2rem 0}
-.said {margin: .4rem 0}
+.said:not(:empty) {margin: .4rem 0}
 .gradio-container:not(.dark *) [role=tab].selected {color: #1d4ed8}
 .dark #files .download-link {color: #93c5fd}
 #gallery .grid-wrap, #gallery .grid-container {min-height: 0; height: auto !important}
@@ -132,9 +132,9 @@ def write_waiting(
 ) -> str:               # HTML
     "What stands in the place of the answer while there is no photograph."
     return ('<div class="answer waiting"><p class="verdict">What is it?</p><p>Drop a photograph, '
-            "paste it, or take one. The answer comes here.</p><p>It may have "
-            f"{settings.max_upload_mb:g} MB and {settings.max_megapixels:g} megapixels. Several at "
-            "once go to the tab &ldquo;Several&rdquo;: here the first alone is taken.</p></div>")
+            "paste it, or take one. The answer comes here.</p><p>It may have up "
+            f"to {settings.max_upload_mb:g} MB and {settings.max_megapixels:g} megapixels. Several "
+            "at once go to the tab &ldquo;Several&rdquo;: here the first alone is taken.</p></div>")
 
 def write_legend(
     places: tuple, # Height and width of a heat map, in places of the network

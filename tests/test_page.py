@@ -358,6 +358,7 @@ def test_an_upload_that_is_gone_is_told(visit, server, folder):
     upload(page, folder / "red.jpg")
     wait_for_picture(page, "#heat img")
     assert page.get_attribute("#photo img", "alt") == "Your photograph"
+    assert "can't show pictures of its kind" in page.evaluate("getComputedStyle(document.querySelector('#photo img'), '::before').content")
     for file in server.uploads.rglob("red.jpg"):
         file.unlink()
     page.locator("#choice label", has_text="leaf").click()
