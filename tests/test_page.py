@@ -311,9 +311,9 @@ def test_letters_stand_out_from_their_ground(visit, folder, theme):
     page.get_by_role("tab", name="Several").click()
     for selector in ("[role=tab].selected", "#files .or"):
         assert contrast(page, selector) >= 4.5, selector
-    page.set_input_files("#files input[type=file]", [folder / "red.jpg"])
-    page.wait_for_selector("#files .download-link")
-    assert contrast(page, "#files .download-link") >= 4.5
+    page.set_input_files("#files input[type=file]", [folder / "red.jpg"] * 2)   # every other row has another ground
+    wait_for_count(page, "#files .download-link", 2)
+    assert contrast(page, "#files tr:nth-child(1) .download-link") >= 4.5 and contrast(page, "#files tr:nth-child(2) .download-link") >= 4.5
 
 
 def test_words_and_their_language_in_a_german_browser(visit, folder):
