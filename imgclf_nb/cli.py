@@ -59,7 +59,9 @@ def _rows(files: list[Path], answers) -> dict:
 
 # %% ../nbs/10a_cli.ipynb #f3313138
 def _print_rows(rows, format: str) -> None:
-    "Write predictions to standard output, each as soon as it is there."
+    "Write predictions to standard output, each as soon as it is there; to programs in UTF-8."
+    if format != "table" and hasattr(sys.stdout, "reconfigure") and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8")
     if format == "json":
         for number, row in enumerate(rows):
             print(",\n" if number else "[", json.dumps(row, ensure_ascii=False), sep="")
@@ -227,6 +229,9 @@ def _do(words: list[str]) -> int | None:
     if words[0] not in COMMANDS:
         near = nearest_names(words[0], list(COMMANDS))
         raise SettingsError(f"unknown command {words[0]!r}{near}; see `imgclf --help`")
+    if sys.platform == "win32" and words[0] not in ("predict", "compare"):
+        raise SettingsError("only predict and compare work on Windows itself; use WSL2 (`wsl "
+                            "--install`) or the container")
     settings, paths = parse_words(words[0], words[1:])
     with explain_storage(settings.data_dir):
         return globals()[f"_{words[0]}"](settings, *([paths] if words[0] in _PATHS else []))

@@ -20,7 +20,7 @@ from torch import nn
 from .backbones import Backbone, average_fields
 from .files import track, write_atomic
 from .loaders import _lock
-from .settings import Settings
+from .settings import Settings, _limit_threads
 
 # %% ../nbs/04a_features.ipynb #44174da8
 class _FromBytes(nn.Module):
@@ -52,15 +52,18 @@ def _make_openvino(net: nn.Module, example: torch.Tensor, sink):
     model.reshape(list(example.shape))
     bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     queue = openvino.AsyncInferQueue(core.compile_model(model, "CPU", {
-        "PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}))
+        "PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_NUM_THREADS": _limit_threads(),
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}))
     queue.set_callback(lambda request, number: sink(number, request.get_output_tensor(0).data))
     return lambda number, pixels: queue.start_async({0: pixels}, number), queue.wait_all
 
 def _make_torch(net: nn.Module, sink):
     "The same on a GPU."
     net = net.cuda().to(memory_format=torch.channels_last)
+    native = torch.cuda.is_bf16_supported(including_emulation=False)   # not before Ampere
     def start(number, pixels):
-        with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+        half = torch.autocast("cuda", torch.bfloat16 if native else torch.float16)
+        with torch.inference_mode(), half:
             sink(number, net(torch.from_numpy(pixels).cuda()).float().cpu().numpy())
     return start, net.cpu   # the caller's network goes back to where it was
 

@@ -22,7 +22,7 @@ from .bundle import Bundle, BundleError, read_bundle
 from .files import hash_file
 from .images import SUFFIXES, ImageError, load_pixels
 from .judge import Judge, Reason
-from .settings import ImgclfError
+from .settings import ImgclfError, _limit_threads, count_cores
 
 # %% ../nbs/07_predict.ipynb #2f766693
 def _import_openvino():
@@ -77,8 +77,8 @@ def _compile(bundle: Bundle, precision: str, hints: tuple = ("THROUGHPUT",)) -> 
             raise RuntimeError(f"bundle.json promises an input of {size[1]} pixels, "
                                "the network has another")
         model.reshape(size)
-        compiled = [core.compile_model(model, "CPU", {
-            "PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": floats}) for hint in hints]
+        limit = dict(INFERENCE_NUM_THREADS=_limit_threads(), INFERENCE_PRECISION_HINT=floats)
+        compiled = [core.compile_model(model, "CPU", dict(limit, PERFORMANCE_HINT=h)) for h in hints]
         shape = tuple(compiled[0].output("probabilities").shape)
         for name in ("features", "evidence"): compiled[0].output(name)
     except RuntimeError as error:
@@ -241,7 +241,7 @@ class Predictor(_Engine):
         quick: bool = False,        # Let all cores work on a picture that comes alone
     ):
         super().__init__(read_bundle(bundle), precision, quick)
-        self.workers = workers or 2 * (os.cpu_count() or 1)
+        self.workers = workers or 2 * count_cores()
         self.limits = dict(max_megapixels=max_megapixels, max_file_mb=max_file_mb)
 
     def decode(self,

@@ -10,6 +10,7 @@ import hashlib, json, sys
 from pathlib import Path
 
 import pandas as pd
+import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
@@ -22,7 +23,7 @@ from .data import find_data, fingerprint_data, read_manifest
 from .fast import FastRun, fit_fast
 from .files import check_writable, hash_file, write_atomic
 from .loaders import cache_pixels, make_loaders
-from .settings import Settings
+from .settings import Settings, count_cores
 from .sources import check_origin
 from .splits import check_splits
 from .train import (Checkpoint, _save_tensors, find_lr, fit_phases, make_learner,
@@ -95,6 +96,7 @@ def train_model(
 ) -> Learner:           # With the weights that are kept
     "Train on a prepared data set; writes weights, history and curves."
     settings = settings.resolve()
+    torch.set_num_threads(min(torch.get_num_threads(), count_cores()))   # a container's quota
     arch, size_px, results = settings.arch, settings.image_size_px, settings.results_dir
     check_writable(settings.model_dir, results)   # before minutes go by
     data = find_data(settings)

@@ -7,7 +7,7 @@ __all__ = ['make_app_from_environment', 'serve']
 
 # %% ../nbs/09l_serve.ipynb #7a0c1e03
 import asyncio, ctypes, gc, ipaddress, logging.config
-import os, signal, socket, sys, tempfile, time, warnings
+import os, resource, signal, socket, sys, tempfile, time, warnings
 from contextlib import suppress
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
@@ -37,11 +37,10 @@ def _return_memory() -> None:
 
 def _allow_connections(most: int = 65536) -> None:
     "Have as many connections and files open as the system lets this user, up to `most`."
-    with suppress(ImportError, ValueError, OSError):   # Windows has no such limit
-        import resource
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in (most, hard, 10240):   # macOS says it allows more than it does; this it does
+        with suppress(ValueError, OSError):
+            if wanted > soft: return resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 # %% ../nbs/09l_serve.ipynb #4bb14071
 def _say(text: str, settings: Settings) -> None:

@@ -46,7 +46,7 @@ class _Bfloat16(Callback):
 
     def before_fit(self):
         device = next(self.model.parameters()).device.type
-        native = (torch.cuda.is_bf16_supported() if device == "cuda"
+        native = (torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda"
                   else torch.backends.mkldnn.is_available()
                   and torch.ops.mkldnn._is_mkldnn_bf16_supported())
         self.cast = torch.autocast(device, torch.bfloat16, enabled=native)
@@ -210,6 +210,7 @@ def fit_phase(
     "Train for one cycle, or for what is left of it."
     if checkpoint.done >= epochs: return
     learner.opt = None
+    learner.model.to(learner.dls.device)   # before the optimizer, whose state goes where it is
     learner.freeze_to(depth)
     if checkpoint.optimizer:
         learner.opt.load_state_dict({**learner.opt.state_dict(), "state": checkpoint.optimizer})
