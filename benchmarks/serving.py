@@ -344,7 +344,7 @@ class Server:
 def measure(key, root, options):
     """Start a server, check its answers, load it, stop it; give what was seen."""
     bodies, starts, loads = sorted((root / "bodies").glob("0*")), [], {}
-    for _ in range(2 if key in ("bf16", "int8") else 0):
+    for _ in range(2):
         with Server(key, root) as server:
             starts.append(server.start_s)
     with Server(key, root) as server:
@@ -400,7 +400,7 @@ def write_table(results, limits, http_ms, options):
         total = f"decoding {limit['decode_ms']:.2f} + network {limit['network_ms']:.2f} + HTTP {http_ms:.2f}"
         lines.append(f"| physical limit, {key} ({share:.0%} reached) | | {limit['rate']:.1f} | | | | {total} |")
     lines += ["", "Memory is resident memory at its peak, for several processes with shared pages counted once.", "",
-              "| server | first answer after, s | JPEG of 4000 x 3000, p50 in ms | memory, MB | failed | wrong labels |",
+              "| server | first answer after, s (median of 3 starts) | JPEG of 4000 x 3000, p50 in ms | memory, MB | failed | wrong labels |",
               "|---|---|---|---|---|---|"]
     for key in options.servers:
         seen = results.get(key)

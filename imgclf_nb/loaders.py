@@ -79,6 +79,13 @@ class Pixels:
             pixels[place] = picture
         return pixels.reshape(*numbers.shape, *self.shape[1:])
 
+    def __getstate__(self) -> dict:   # for `Learner.export`, which pickles the transforms
+        return {**self.__dict__, "file": self.file and self.file.name}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        if self.file: self.file = open(self.file, "rb", buffering=0)
+
     def _read(self, row: int, into: np.ndarray) -> None:
         if os.preadv(self.file.fileno(), [into], self._start + row * into.nbytes) != into.nbytes:
             raise CacheError(f"{self.file.name} was cut short while it was in use: start again")
@@ -147,9 +154,10 @@ def cache_pixels(
     manifest: pd.DataFrame, # Rows with `path` and `sha256`, as `read_manifest` gives them
     folder: str | Path,     # Folder of the data set; the cache goes into its subfolder `cache`
     *,
-    settings: Settings,     # Resolved: what `Pixels` needs, and `cache_gb`
+    settings: Settings,     # What `Pixels` needs, and `cache_gb`
 ) -> Pixels:                # uint8 [N, size, size, 3], in the manifest's order
     "Decode every picture once into an array on disk; raises `CacheError` and `StorageError`."
+    settings = settings.resolve()
     size_px, files = settings.image_size_px, list(zip(manifest.path, manifest.sha256))
     room = int(settings.cache_gb * 1e9) - len(_make_header(len(files), size_px))
     kept, file = min(len(files), max(0, room) // (size_px**2 * 3)), None
@@ -171,9 +179,11 @@ def make_loaders(
     manifest: pd.DataFrame, # Rows with `label` and `split`
     pixels: Pixels | np.ndarray, # uint8 [N, size, size, 3], row for row as in the manifest
     *,
-    settings: Settings,     # Resolved; `batch_size`, `flip` and `balance` count here
+    settings: Settings,     # `batch_size`, `flip` and `balance` count here
 ) -> DataLoaders:           # Splits `train` and `val`; images float32 [B, 3, size, size], 0 to 1
-    "Build the batches for training and validation; the vocabulary is the sorted labels."
+    """Build the batches for training and validation; the vocabulary is the sorted labels.
+    Items are rows of the manifest: for files there is `Predictor`."""
+    settings = settings.resolve()
     labels = manifest.label.tolist()
     rows = [np.flatnonzero(manifest.split == split).tolist() for split in ("train", "val")]
     def read(row: int) -> TensorImage:

@@ -87,9 +87,10 @@ def make_learner(
     loaders: DataLoaders, # Batches of the splits `train` and `val`
     backbone: Backbone,   # Pretrained body and its stages
     *,
-    settings: Settings,   # Resolved; the loss, the head and `seed` count
+    settings: Settings,   # The loss, the head and `seed` count
 ) -> Learner:             # Backbone frozen, new head
     "Put a linear head on a backbone, as a fastai `Learner` with a parameter group for each stage."
+    settings = settings.resolve()
     set_seed(settings.seed)   # of the head's first weights
     weight = None
     if settings.balance == "weights":
