@@ -141,6 +141,22 @@ def test_labels_are_printed_in_any_encoding(tmp_path, files):
     assert done.returncode == 0 and r"Bl\xe4tter" in done.stdout and r"\u6d77" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("format", ["json", "csv"])
+def test_programs_get_utf8_on_every_system(tmp_path, format):
+    write_example_bundle(tmp_path / "bundle", labels=["Blätter", "海 😀", "tomato"])
+    draw_example(1, doubt=0.1).save(tmp_path / "é.png")
+    done = subprocess.run([Path(sys.executable).parent / "imgclf", "predict", tmp_path / "é.png", "--model-dir", tmp_path, "--format", format],
+                          capture_output=True, env={**os.environ, "PYTHONIOENCODING": "cp1252"})
+    assert "海 😀" in done.stdout.decode("utf-8"), done.stderr
+    assert format == "csv" or json.loads(done.stdout)[0]["predictions"][0]["label"] == "海 😀"
+
+
+def test_threads_keep_to_the_quota_of_a_container(monkeypatch, bundle):
+    """A pod that may use one of 64 processors gets no 64 threads, nor their memory."""
+    monkeypatch.setattr("imgclf_nb.predict._limit_threads", lambda: 1)
+    assert Predictor(bundle.path).streams == 1
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_no_permission(predictor, tmp_path, files):
     locked = tmp_path / "locked.png"
