@@ -433,7 +433,7 @@ def draw_plot(results, limits, clients):
     for key, limit in limits.items():
         rates.axhline(limit["rate"], color=colours[key], ls=":", lw=1.2)
     rates.set(title="requests/s (dotted: physical limit)", xlabel="clients")
-    times.set(title="latency in ms: p50 (dot) to p99 (bar)", xlabel="clients", yscale="log")
+    times.set(title="latency in ms (log scale): p50 (dot) to p99 (bar)", xlabel="clients", yscale="log")
     for axes in (rates, times):
         axes.set_xticks(range(len(clients)), clients)
         axes.spines[["top", "right"]].set_visible(False)

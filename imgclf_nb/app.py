@@ -101,7 +101,8 @@ def make_app(
     *,
     predictor: Predictor | None = None,  # The model; by default the bundle in `model_dir`
 ) -> Guard:                              # ASGI application
-    "Make the whole application; raises `BundleError` where there is no model."
+    """Make the whole application; raises `BundleError` where there is no model.
+    It is the outermost one: another can't mount it, but may stand beside it behind a proxy."""
     uploads = _make_uploads()
     _silence(uploads)
     with_page = settings.page and settings.processes == 1

@@ -77,8 +77,8 @@ def _compile(bundle: Bundle, precision: str, hints: tuple = ("THROUGHPUT",)) -> 
             raise RuntimeError(f"bundle.json promises an input of {size[1]} pixels, "
                                "the network has another")
         model.reshape(size)
-        limit = dict(INFERENCE_NUM_THREADS=_limit_threads(), INFERENCE_PRECISION_HINT=floats)
-        compiled = [core.compile_model(model, "CPU", dict(limit, PERFORMANCE_HINT=h)) for h in hints]
+        same = dict(INFERENCE_NUM_THREADS=_limit_threads(), INFERENCE_PRECISION_HINT=floats)
+        compiled = [core.compile_model(model, "CPU", dict(same, PERFORMANCE_HINT=h)) for h in hints]
         shape = tuple(compiled[0].output("probabilities").shape)
         for name in ("features", "evidence"): compiled[0].output(name)
     except RuntimeError as error:
@@ -275,7 +275,7 @@ class Predictor(_Engine):
         top_k: int = 5, # How many classes to list, from 1
     ):                  # Gives a `Prediction` or an `ImageError` for each source, in their order
         "Predict lazily; a picture that can't be read gives its error and stops nothing."
-        one = isinstance(sources, np.ndarray) and sources.ndim < 4
+        one = isinstance(sources, np.ndarray) and sources.ndim < 4 and sources.dtype.kind in "uif"
         if one or isinstance(sources, (str, os.PathLike, bytes, Image.Image)):
             raise PredictError("predict_many takes a list of pictures: use predict for one")
         return _predict_lazily(self, sources, top_k)
