@@ -191,7 +191,7 @@ def _decode(source, info, *, max_file_mb: float = 50, **options) -> np.ndarray |
             if (size_mb := os.stat(source).st_size / 1e6) > max_file_mb:
                 raise ImageError(f"the file has {size_mb:.0f} MB; the limit is {max_file_mb:g}, so "
                                  "make it smaller", "too large", "--max-file-mb")
-        if 0 in (source.shape if isinstance(source, np.ndarray) else getattr(source, "size", ())):
+        if 0 in (source.size if isinstance(source, Image.Image) else getattr(source, "shape", ())):
             raise ImageError("the picture has no pixels")
         return load_pixels(source, size_px=info.image_size_px, fit=info.fit, **options)
     except FileNotFoundError as error: raise ImageError("no such file") from error
