@@ -82,7 +82,8 @@ def measure_difference(
     middle = a_only - b_only
     interval = [max(middle - half, -1.0), min(middle + half, 1.0)]
     if len(by_group) == 1: interval = [-1.0, 1.0]   # one group tells nothing about another
-    return {"images": len(ahead), "a_only": int((ahead > 0).sum()), "b_only": int((ahead < 0).sum()),
+    alone = [int((ahead == sign).sum()) for sign in (1, -1)]
+    return {"images": len(ahead), "a_only": alone[0], "b_only": alone[1],
             "group_wins": [wins, losses], "difference": float(ahead.mean()),
             "difference_ci95": [float(end) for end in interval], "p_value": float(p_value)}
 
@@ -143,6 +144,6 @@ def compare_runs(
     for letter, score in zip("AB", scores):
         tested, learned = score.get("dataset"), score["model"].get("trained_on")
         if isinstance(tested, dict) and learned and learned != tested.get("fingerprint"):
-            rows.append(f"{letter} was not trained on {tested.get('name')}: if some of these images "
-                        "were among its training images, its score flatters.")
+            rows.append(f"{letter} was not trained on {tested.get('name')}: if some of these "
+                        "images were among its training images, its score flatters.")
     return "\n".join([*names, *rows, say_difference(found, "A", "B")]), found

@@ -81,10 +81,9 @@ class Pixels:
 
     def __getstate__(self) -> dict:   # for `Learner.export`, which pickles the transforms
         return {**self.__dict__, "file": self.file and self.file.name}
-
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        if self.file: self.file = open(self.file, "rb", buffering=0)
+        file = state["file"] and open(state["file"], "rb", buffering=0)
+        self.__dict__.update(state, file=file)
 
     def _read(self, row: int, into: np.ndarray) -> None:
         if os.preadv(self.file.fileno(), [into], self._start + row * into.nbytes) != into.nbytes:

@@ -24,8 +24,8 @@ from .looks import (CSS, _AWAITED, _I18N, _html, copy_examples, make_theme,
 from .manners import _explain_errors, _Uploading
 from .service import Service
 from .settings import ImgclfError, Settings
-from .views import (_announce, draw_heat, list_answers, load_view, read_scores, relate_evidence,
-                            show_answer)
+from .views import (_announce, draw_heat, list_answers, load_view, read_scores,
+                             relate_evidence, show_answer)
 
 # %% ../nbs/09h_page.ipynb #f1c72cd6
 _GONE = "the server no longer has this photograph; choose it again"

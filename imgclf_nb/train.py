@@ -98,8 +98,7 @@ def make_learner(
         counts = torch.bincount(targets, minlength=loaders.c)
         weight = counts.sum() / (loaders.c * counts.clamp(min=1))
     def build(pretrained): return nn.Sequential(backbone.body, nn.AdaptiveAvgPool2d(1))
-    def split(model):
-        return _group_parameters(backbone) + [list(model[1].parameters())]
+    def split(model): return _group_parameters(backbone) + [list(model[1].parameters())]
     loss = _Balanced(weight, settings.label_smoothing)
     head = LinearHead(backbone.n_features, loaders.c, power_norm=settings.power_norm,
                       pool_grid=settings.pool_grid)
@@ -188,8 +187,7 @@ class Checkpoint(_State, Callback):
         losses = dict(zip(("train_loss", "valid_loss", "valid_accuracy"),
                           map(float, self.recorder.values[-1])))
         if not self.best and math.isnan(losses["valid_loss"]):
-            raise SettingsError("the network's answers are no longer numbers: take a lower "
-                                "--head-lr, or other weights (--weights)")
+            raise SettingsError("the loss is not a number: lower --head-lr, or change --weights")
         seconds = round(time.perf_counter() - self.started, 2)
         self.history.append(dict(epoch=len(self.history) + 1, phase=self.phase, **losses,
                                  seconds=seconds))
