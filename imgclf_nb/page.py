@@ -42,7 +42,7 @@ def check_upload(
         file = Path(path).resolve()
         found = file.is_relative_to(Path(uploads).resolve()) and file.is_file()
     except (OSError, ValueError): found = False   # names too long, or with a zero byte
-    if not found: raise ImageError(f"{_GONE}. It reads nothing but what was uploaded here")
+    if not found: raise ImageError(f"{_GONE}. Only uploads are read, no paths or web addresses")
     return file
 
 # %% ../nbs/09h_page.ipynb #98907b33

@@ -38,9 +38,9 @@ def _return_memory() -> None:
 def _allow_connections(most: int = 65536) -> None:
     "Have as many connections and files open as the system lets this user, up to `most`."
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for wanted in (most, hard, 10240):   # macOS says it allows more than it does; this it does
+    for wanted in (most, min(hard, most), 10240):   # macOS allows less than it says, but this
         with suppress(ValueError, OSError):
-            if wanted > soft: return resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            if wanted > soft >= 0: return resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 # %% ../nbs/09l_serve.ipynb #4bb14071
 def _say(text: str, settings: Settings) -> None:

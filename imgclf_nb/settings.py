@@ -147,7 +147,7 @@ class _TrainSettings(_DataSettings):
         "Against unequal classes: none, weights (in the loss) "
         "or sampler (rare classes drawn more often; recipe fastai)")
     mixup: float = Field(0.0, ge=0, le=1, description="Alpha of mixup in the second phase; 0: off")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share of target spread evenly")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="Share spread over all classes")
     power_norm: bool | None = Field(None, description=
         "Give the last layer the square roots of the pooled features (yes for efficientnet_lite "
         "with the fast recipe, where it was measured to help; otherwise no)")
