@@ -98,8 +98,8 @@ def store_feedback(
             folder.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(folder).free < _SPARE: raise StorageError("its disk is full")
             with write_atomic(folder/label/name) as partial: partial.write_bytes(file.read_bytes())
-            apart = [o for o in labels if o.casefold() != label.casefold()]   # disks may not
-            for other in apart: (folder/other/name).unlink(missing_ok=True)
+            for old in (folder/other/name for other in labels):   # Rose and rose may be one folder
+                if old.exists() and not old.samefile(folder/label/name): old.unlink()
     except (StorageError, OSError) as error:
         logging.getLogger("imgclf").error("feedback: %s", error)
         raise StorageError("the server can't store it: its disk is full, or its folder can't be "
