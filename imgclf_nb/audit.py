@@ -19,7 +19,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from .backbones import Backbone
 from .data import find_data, read_manifest
-from .features import pool_features
+from .features import plan_cut, pool_features
 from .files import track
 from .loaders import cache_pixels
 from .report import write_table
@@ -218,8 +218,9 @@ def audit_data(
     data = find_data(settings)
     manifest = read_manifest(data)
     pixels = cache_pixels(manifest, data, settings=settings)
+    cut = plan_cut(backbone, manifest, folder=data/"cache", settings=settings)
     features = pool_features(backbone, pixels, manifest=manifest, folder=data/"cache",
-                             settings=settings)
+                             settings=settings, cut=cut)   # a training will go on from there
     suspects = find_label_errors(features, manifest.label.to_numpy(), manifest.group.to_numpy(),
                                  seed=settings.seed)
     suspects = suspects[suspects.score < 0.5]

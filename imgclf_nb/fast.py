@@ -6,7 +6,7 @@
 __all__ = ['FastRun', 'fit_fast']
 
 # %% ../nbs/05a_fast.ipynb #2c1e09d5
-import dataclasses, hashlib, json, random, sys, time
+import dataclasses, random, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,10 @@ from fastai.metrics import accuracy
 from fastai.torch_core import TensorImage
 from torch import nn
 
-from .backbones import Backbone, cut_backbone
+from .backbones import Backbone
 from .convolutions import DenseConv, restore_convolutions, swap_convolutions
-from .features import (RowFile, _compute_fields, _name_file, make_view,
-                                run_frozen, write_rows)
+from .features import (Cut, RowFile, _compute_fields, make_view, plan_cut, run_frozen,
+                                write_rows)
 from .head import _ROWS, solve_head
 from .loaders import _lock
 from .settings import Settings
@@ -33,49 +33,68 @@ from .train import (Checkpoint, _Bfloat16, _FrozenStatistics, _adam, _group_para
 
 # %% ../nbs/05a_fast.ipynb #45602f69
 class _Activations:
-    "Where the views of each picture lie: those of training pictures first, then validation's."
-    def __init__(self, rows: list, settings: Settings, row_bytes: int):
-        self.train, self.val = rows
-        room = int(settings.cache_gb * 1e9) // row_bytes - len(self.val)
-        self.views = max(0, min(settings.views, room // max(1, len(self.train))))
-        self.seed, self.flip = settings.seed, settings.flip
+    "What the second phase is fed: the maps at the cut of a picture, or of a view of it."
+    def __init__(self, cut: Cut, plain: RowFile, others: RowFile | None):
+        (self.train, self.val), self.others = cut.rows, cut.views - 1
+        self.files = plain, others
 
-    def __len__(self): return len(self.train) * self.views + len(self.val)
+    def __len__(self): return len(self.train) + len(self.val)
 
-    def read(self, pixels, places: np.ndarray) -> np.ndarray:
-        "The views at some places, uint8 [B, S, S, 3]."
-        count, pictures = len(self.train) * self.views, []
-        for place in map(int, places):
-            row, view = divmod(place, self.views) if place < count else (place - count, 0)
-            row = (self.train if place < count else self.val)[row]
-            pictures.append(make_view(pixels[int(row)], number=view, seed=self.seed + int(row),
-                                      flip=self.flip))
-        return np.stack(pictures)
+    def row(self, item: int) -> int:
+        "The row of a picture in the manifest; those of training pictures are first."
+        return int(self.train[item] if item < len(self.train) else self.val[item - len(self.train)])
+
+    def draw(self, item: int) -> torch.Tensor:
+        "The maps of a validation picture, or of any view of a training picture, float32 [d, h, w]."
+        view = random.randrange(self.others + 1) if item < len(self.train) else 0
+        row = item * self.others + view - 1 if view else self.row(item)
+        return torch.tensor(self.files[view > 0][row]).float()   # NumPy is slow at it
 
 # %% ../nbs/05a_fast.ipynb #3969d3ab
-def _store_activations(run: "FastRun", places: _Activations, file: Path) -> RowFile:
-    "The activations at the cut, float16 [P, d, h, w]."
-    def read(numbers): return places.read(run.pixels, numbers)
-    def fill(sink): run_frozen(run.parts[0], len(places), read, sink=sink, pool=0)
-    with _lock(file.parent):   # another training may want the same
-        if file.exists(): return RowFile(file)
-        for other in file.parent.glob("*-activations.npy"): other.unlink()   # nobody resumed these
-        return write_rows(file, (len(places), *run.cut.shape[1:]), fill)
+def _store_plain(run: "FastRun") -> None:
+    "Write the plain pictures' maps at the cut, where the features' pass has not."
+    cut, numbers = run.cut, np.concatenate(run.cut.rows)
+    def read(places): return run.pixels[numbers[places]]
+    with write_rows(cut.file, (len(run.manifest), *cut.example.shape[1:])) as keep:
+        def sink(places, maps): keep(numbers[places], maps)
+        run_frozen(cut.lower, len(numbers), read, sink=sink, pool=0)
 
-def _make_part_loaders(activations: RowFile, places: _Activations, labels: list,
-                       settings: Settings) -> DataLoaders:
+def _store_views(run: "FastRun", file: Path) -> None:
+    "Write the maps of training pictures' other views, one picture's behind another's."
+    cut, (train, _), settings = run.cut, run.cut.rows, run.settings
+    def read(places):
+        pairs = ((int(train[place // (cut.views - 1)]), 1 + int(place) % (cut.views - 1))
+                 for place in places)
+        return np.stack([make_view(run.pixels[row], number=number, seed=settings.seed + row,
+                                   flip=settings.flip) for row, number in pairs])
+    count = len(train) * (cut.views - 1)
+    with write_rows(file, (count, *cut.example.shape[1:])) as keep:
+        run_frozen(cut.lower, count, read, sink=keep, pool=0)
+
+def _store_activations(run: "FastRun") -> _Activations:
+    "Write what is not there yet."
+    plain, others = run.files
+    with _lock(plain.parent):   # another training may want the same
+        for old in set(plain.parent.glob("*-activations.npy")) - set(run.files):
+            old.unlink()   # nobody resumed these
+        if not plain.exists(): _store_plain(run)
+        more = run.cut.views > 1
+        if more and not others.exists(): _store_views(run, others)
+        return _Activations(run.cut, RowFile(plain), RowFile(others) if more else None)
+
+def _remove_activations(run: "FastRun") -> None:
+    "Remove what is large, and of use to an interrupted training only."
+    with _lock(run.folder):   # another training may be about to open them
+        for file in run.files: file.unlink(missing_ok=True)
+
+def _make_part_loaders(activations: _Activations, labels: list, settings: Settings) -> DataLoaders:
     "Batches of activations for training and validation."
-    count, views = len(places.train), places.views
-    def read(item: int) -> TensorImage:
-        place = item * views + random.randrange(views) if item < count else (
-            count * views + item - count)
-        return TensorImage(torch.tensor(activations[place]).float())   # NumPy is slow at it
-    def label(item: int) -> str:
-        return labels[int(places.train[item] if item < count else places.val[item - count])]
-    splits = [list(range(count)), list(range(count, count + len(places.val)))]
-    datasets = Datasets(range(count + len(places.val)), splits=splits,
+    count, size = len(activations.train), min(settings.batch_size, len(activations.train))
+    def read(item: int) -> TensorImage: return TensorImage(activations.draw(item))
+    def label(item: int) -> str: return labels[activations.row(item)]
+    splits = [list(range(count)), list(range(count, len(activations)))]
+    datasets = Datasets(range(len(activations)), splits=splits,
                         tfms=[[read], [label, Categorize(vocab=sorted(set(labels)))]])
-    size = min(settings.batch_size, count)
     return datasets.dataloaders(bs=size, val_bs=64, num_workers=0, drop_last=count % size == 1)
 
 # %% ../nbs/05a_fast.ipynb #169c0ce7
@@ -103,12 +122,15 @@ def _begin(checkpoint: Checkpoint, model: nn.Module, reached: dict, seconds: flo
           file=sys.stderr, flush=True)
 
 # %% ../nbs/05a_fast.ipynb #7d0c5a15
-def _tell_room(places: _Activations, settings: Settings) -> None:
+def _tell_room(run: "FastRun") -> None:
     "Say so where the second phase can't be fed from disk as was asked."
-    if places.views == settings.views: return
-    print(f"cache-gb={settings.cache_gb:g} has room for {places.views} of {settings.views} views "
-          "of each training picture" + ("" if places.views else "; every picture goes through the "
-          "whole network in every epoch, which takes long"), file=sys.stderr, flush=True)
+    cut, settings = run.cut, run.settings
+    if cut is None: print(f"{run.backbone.arch} can't be cut, so every epoch takes long",
+                          file=sys.stderr)
+    elif cut.views < settings.views:
+        print(f"cache-gb={settings.cache_gb:g} has room for {cut.views} of {settings.views} views "
+              "of each training picture" + ("" if cut.views else "; every picture goes through the "
+              "whole network in every epoch, which takes long"), file=sys.stderr, flush=True)
 
 # %% ../nbs/05a_fast.ipynb #8619d6f9
 @dataclasses.dataclass
@@ -122,33 +144,26 @@ class FastRun:
     settings: Settings      # Resolved
     callbacks: list = dataclasses.field(default_factory=list) # For the second phase
 
-    def __post_init__(self):
-        size_px, fit = self.settings.image_size_px, self.settings.fit
-        self.labels, self.places = self.manifest.label.tolist(), None
-        self.n_top = min(self.settings.fine_tune_stages, len(self.backbone.stages))
-        self.parts = cut_backbone(self.backbone, self.n_top, size_px=size_px)
-        pictures = self.manifest.sha256 + self.manifest.split   # named before any weight changes
-        self.key = _name_file(self.backbone.arch, self.backbone.body, pictures, size_px, fit)
-        self.rows = [np.flatnonzero(self.manifest.split == split) for split in ("train", "val")]
-        if self.parts:
-            with torch.no_grad(): self.cut = self.parts[0](torch.zeros(1, 3, size_px, size_px))
-            self.places = _Activations(self.rows, self.settings, 2 * self.cut.numel())
-            if not self.places.views: self.parts = None
-        body, head = self.learner.model
-        self.model = nn.Sequential(self.parts[1], head) if self.parts else self.learner.model
-
-    def name(self,
-        *choices, # What the activations depend on besides pictures, size and fit
-    ) -> Path:    # A file in `folder`
-        "Name the file for the activations of these pictures."
-        key = hashlib.sha256(json.dumps([self.key, *choices]).encode()).hexdigest()
-        return self.folder/f"{key[:16]}-activations.npy"
+    def __post_init__(self):   # names are given before any weight changes
+        manifest, settings, (body, head) = self.manifest, self.settings, self.learner.model
+        self.labels = manifest.label.tolist()
+        self.rows = [np.flatnonzero(manifest.split == split) for split in ("train", "val")]
+        self.n_top = min(settings.fine_tune_stages, len(self.backbone.stages))
+        self.cut = plan_cut(self.backbone, manifest, folder=self.folder, settings=settings)
+        self.fed = bool(self.cut and self.cut.views)   # the second phase, from disk
+        self.model, self.files = self.learner.model, ()
+        if self.fed:
+            self.model = nn.Sequential(self.cut.upper, head)
+            key, views = self.cut.file.name[:16], f"{self.cut.views}-{settings.seed}"
+            views += "-flip" if settings.flip else ""
+            self.files = self.cut.file, self.folder/f"{key}-{views}-activations.npy"
 
 # %% ../nbs/05a_fast.ipynb #cf9826d2
 def _read_features(run: FastRun) -> torch.Tensor:
     "What the head gets, of the training pictures and then of validation's."
     head, numbers = run.learner.model[1], np.concatenate(run.rows)
-    fields = _compute_fields(run.backbone, run.pixels, run.manifest, run.folder, run.settings)
+    fields = _compute_fields(run.backbone, run.pixels, run.manifest, run.folder, run.settings,
+                             run.cut)
     features = torch.empty(len(numbers), fields.shape[1], dtype=torch.float16)
     for row, number in zip(features, numbers): row.copy_(torch.tensor(fields[int(number)]))
     for part in features.split(_ROWS): part.copy_(head.normalise(part.float()))
@@ -166,18 +181,16 @@ def _solve(run: FastRun, checkpoint: Checkpoint, features: torch.Tensor, began: 
     _begin(checkpoint, run.model, reached, time.perf_counter() - began)
 
 # %% ../nbs/05a_fast.ipynb #c55df7fd
-def _make_part(run: FastRun) -> tuple[Learner, Path]:
-    "A learner for the upper stages and the head, and the file of activations that feeds it."
-    settings, places, upper = run.settings, run.places, run.parts[1]
-    file = run.name(run.n_top, places.views, len(places), settings.seed, settings.flip)
-    activations = _store_activations(run, places, file)
-    top = dataclasses.replace(run.backbone, body=upper, stages=run.backbone.stages[-run.n_top:])
+def _make_part(run: FastRun) -> Learner:
+    "A learner for the upper stages and the head, fed from disk."
+    top = dataclasses.replace(run.backbone, body=run.cut.upper,
+                              stages=run.backbone.stages[-run.n_top:])
     def split(model): return [*_group_parameters(top), list(model[1].parameters())]
-    dense = any(isinstance(layer, DenseConv) for layer in upper.modules())   # own layout of maps
-    part = Learner(_make_part_loaders(activations, places, run.labels, settings), run.model,
-                   loss_func=run.learner.loss_func, metrics=accuracy, opt_func=_adam,
-                   splitter=split, cbs=[_FrozenStatistics(), _Bfloat16(channels_last=not dense)])
-    return part, file
+    dense = any(isinstance(layer, DenseConv) for layer in run.cut.upper.modules())   # own layout
+    loaders = _make_part_loaders(_store_activations(run), run.labels, run.settings)
+    return Learner(loaders, run.model, loss_func=run.learner.loss_func, metrics=accuracy,
+                   opt_func=_adam, splitter=split,
+                   cbs=[_FrozenStatistics(), _Bfloat16(channels_last=not dense)])
 
 # %% ../nbs/05a_fast.ipynb #6a1f9be0
 def _try_halfway(part: Learner, checkpoint: Checkpoint) -> None:
@@ -199,18 +212,16 @@ def _try_halfway(part: Learner, checkpoint: Checkpoint) -> None:
 # %% ../nbs/05a_fast.ipynb #f9e608a6
 def _fine_tune(run: FastRun, checkpoint: Checkpoint) -> None:
     "The second phase; where there is no cut, it is that of the other recipe."
-    settings, (part, file) = run.settings, _make_part(run) if run.parts else (run.learner, None)
+    settings, part = run.settings, _make_part(run) if run.fed else run.learner
     callbacks = [_Patience(), *run.callbacks, *([MixUp(settings.mixup)] if settings.mixup else [])]
     rates = slice(settings.fine_tune_lr / 10, settings.fine_tune_lr)
-    if run.places is not None: _tell_room(run.places, settings)
-    else: print(f"{run.backbone.arch} can't be cut, so every epoch takes long", file=sys.stderr)
+    _tell_room(run)
     with part.no_bar(), part.no_logging():
         if not _is_done(checkpoint):
             with part.added_cbs(callbacks):
                 fit_phase(part, checkpoint, settings.fine_tune_epochs, depth=-1 - run.n_top,
                           rate=rates)
         _try_halfway(part, checkpoint)
-    if file: file.unlink(missing_ok=True)   # large, and of use to an interrupted training only
 
 # %% ../nbs/05a_fast.ipynb #a68ed58c
 _GOOD = 0.99   # share of the validation pictures
@@ -224,8 +235,8 @@ def fit_fast(
     settings, began = run.settings, time.perf_counter()
     if checkpoint.best and not state: state = checkpoint.best["model"]   # it was finished
     features = None if state else _read_features(run)
-    swap = run.parts and not torch.cuda.is_available()   # cuDNN is fast by itself
-    swapped = swap_convolutions(run.parts[1], run.cut) if swap else []
+    swap = run.fed and not torch.cuda.is_available()   # cuDNN is fast by itself
+    swapped = swap_convolutions(run.cut.upper, run.cut.example) if swap else []
     try:
         if state: run.model.load_state_dict(state)
         else: _solve(run, checkpoint, features, began)
@@ -234,6 +245,7 @@ def fit_fast(
             if checkpoint.history[0]["valid_accuracy"] < _GOOD: _fine_tune(run, checkpoint)
             else: print(f"a head that reaches {_GOOD:.0%} needs no fine-tuning", file=sys.stderr)
         checkpoint.start = None   # nothing is left to do
+        if run.fed: _remove_activations(run)
         run.model.load_state_dict(checkpoint.best["model"])
     finally: restore_convolutions(swapped)
     return pd.DataFrame(checkpoint.history)

@@ -113,8 +113,9 @@ class _DataSettings(_Base):
         "Refuse larger pictures, in millions of pixels (Pillow itself stops at 178)")
     max_file_mb: float = Field(50, gt=0, description="Refuse larger image files, in MB")
     cache_gb: float = Field(20, ge=0, description=
-        "Disk for a data set's decoded pictures, in GB, and as much again while the fast recipe "
-        "trains; those beyond it are decoded whenever they are needed, with 0 all")
+        "Disk for a data set's decoded pictures, in GB, and as much again for what the fast recipe "
+        "trains on, from the audit to its end; pictures beyond it are decoded whenever they are "
+        "needed, with 0 all")
 
 # %% ../nbs/00_settings.ipynb #31c4dbc5
 class _TrainSettings(_DataSettings):

@@ -14,10 +14,15 @@ import torch
 import torchvision
 from PIL import Image
 
+from imgclf_nb import fast, features
+from imgclf_nb.audit import audit_data
 from imgclf_nb.backbones import cut_backbone, load_backbone
 from imgclf_nb.bundle import read_bundle
 from imgclf_nb.convolutions import restore_convolutions, swap_convolutions
+from imgclf_nb.data import prepare_data, read_manifest
 from imgclf_nb.predict import Predictor
+from imgclf_nb.recipes import train_model
+from imgclf_nb.settings import Settings
 
 OPTIONS = ["--arch", "efficientnet_lite0", "--image-size-px", "64", "--recipe", "fast"]
 
@@ -58,6 +63,27 @@ def test_it_leaves_what_the_other_recipe_leaves(tmp_path, shapes):
     torch.load(tmp_path / "model" / "efficientnet_lite0_finetuned.pth", weights_only=True)
     assert Predictor(bundle.path).predict(next(shapes.rglob("*.png"))).label in ("coarse", "fine")
     assert not list((tmp_path / "data").rglob("*-activations.npy")), "what only an interrupted training needs is left behind"
+
+
+@pytest.mark.parametrize("audit", [True, False])
+def test_plain_pictures_go_through_the_frozen_part_once(tmp_path, shapes, monkeypatch, audit):
+    """For the audit, the head and the second phase together; after them only the training pictures' other views."""
+    settings = Settings(source=str(shapes), data_dir=tmp_path / "data", model_dir=tmp_path / "model", results_dir=tmp_path / "results",
+                        arch="efficientnet_lite0", image_size_px=64, fine_tune_epochs=1, views=3)
+    data = prepare_data(settings)
+    counts, run_frozen = [], features.run_frozen
+    def count(net, number, *args, **options):
+        counts.append(number)
+        return run_frozen(net, number, *args, **options)
+    monkeypatch.setattr(features, "run_frozen", count)
+    monkeypatch.setattr(fast, "run_frozen", count)
+    if audit:
+        audit_data(settings, load_backbone("efficientnet_lite0", size_px=64))
+        assert list((data / "cache").glob("*-activations.npy")), "the second phase has to compute them again"
+    train_model(settings)
+    splits = read_manifest(data).split.value_counts()
+    assert counts == [splits.sum(), 2 * splits["train"]]
+    assert not list((data / "cache").glob("*-activations.npy"))
 
 
 def test_the_weights_keep_the_librarys_names_and_load_again(tmp_path, shapes):
