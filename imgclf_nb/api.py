@@ -165,6 +165,9 @@ def _add_predict(app: FastAPI, service: Service, settings: Settings) -> None:
 # %% ../nbs/09d_api.ipynb #c8f4fec0
 def _add_state(app: FastAPI, service: Service | None) -> None:
     began = time.monotonic()
+    if service:
+        name, sha256 = service.predictor.info.name, service.predictor.sha256
+        service.monitor.model.labels(name, sha256, __version__).set(1)
     @app.get("/health", tags=["server"], responses={503: {"description": "No model, or stopping"}})
     async def health():
         "Whether the server can answer, and with which model."

@@ -189,8 +189,8 @@ _TEXT = "%(asctime)s %(levelname)s %(message)s"
 
 def _log_config(kind: str) -> dict:
     "Configuration of logging, for standard error."
-    as_json = {"()": "pythonjsonlogger.json.JsonFormatter", "fmt": _TEXT,
-               "rename_fields": {"asctime": "time", "levelname": "level"}}
+    as_json = {"()": "pythonjsonlogger.json.JsonFormatter", "fmt": "%(levelname)s %(message)s",
+               "timestamp": "time", "rename_fields": {"levelname": "level"}}
     return {"version": 1, "disable_existing_loggers": False,
             "formatters": {"text": {"format": _TEXT}, "json": as_json},
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": kind}},
@@ -213,7 +213,7 @@ def _configure(app, settings: Settings, **options):
     "uvicorn's configuration."
     return uvicorn.Config(
         app, http=_Protocol, ws="none", loop="auto", log_config=None, access_log=False,
-        server_header=False, timeout_graceful_shutdown=10, timeout_keep_alive=30,
+        server_header=False, timeout_graceful_shutdown=8, timeout_keep_alive=30,
         timeout_worker_healthcheck=60,   # for its imports, on a slow machine
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies, **options)

@@ -33,6 +33,8 @@ class Monitor:
         self.confidence = make(Histogram, "confidence", "Probability of the first label",
                                buckets=[n / 20 for n in range(1, 21)])
         self.waiting = make(Gauge, "waiting", "Pictures under way", multiprocess_mode="livesum")
+        self.model = make(Gauge, "model_info", "How many processes serve this model",
+                          ["name", "sha256", "version"], multiprocess_mode="livesum")
         if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"): ProcessCollector(registry=self.registry)
 
 # %% ../nbs/09_monitor.ipynb #a1271d4e

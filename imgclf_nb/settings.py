@@ -40,6 +40,12 @@ class _Base(BaseSettings):
         extra="ignore", cli_kebab_case=True, cli_implicit_flags=True, cli_hide_none_type=True,
         cli_avoid_json=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
+    @field_validator("port", mode="before", check_fields=False)
+    @classmethod
+    def _pass_over(cls, port):
+        "Kubernetes sets IMGCLF_PORT=tcp://... where a Service is called imgclf."
+        return 8000 if re.fullmatch(r"tcp://[\d.:]+", str(port)) else port
+
     def __init__(self, **values):
         known = type(self).model_fields
         for name in values:
@@ -211,12 +217,6 @@ class Settings(_PredictSettings):
         "Without the end of line that a file of secrets may have: no header could bring it."
         if isinstance(key, SecretStr): key = key.get_secret_value()   # from the command line
         return key.strip() if isinstance(key, str) else key
-
-    @field_validator("port", mode="before")
-    @classmethod
-    def _pass_over(cls, port):
-        "Kubernetes sets IMGCLF_PORT=tcp://... where a Service is called imgclf."
-        return 8000 if str(port).startswith("tcp://") else port
 
     @field_validator("rate_limit")
     @classmethod

@@ -1,6 +1,7 @@
 """A module imports only modules of a smaller notebook number; the serving side never loads training or plotting."""
 import ast
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -74,3 +75,14 @@ def test_benchmarks_import_what_there_is(file):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("imgclf_nb"):
             module = importlib.import_module(node.module)
             assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "nbs").rglob("*.ipynb")), ids=lambda file: file.name)
+def test_a_figure_is_a_picture_in_jupyterlab_too(file):
+    """There a `Figure` is drawn only after `%matplotlib inline` or a first figure of pyplot; `nbdev_test` draws it in any case."""
+    ready = False
+    for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        ready |= cell["cell_type"] == "code" and bool(re.search(r"^%matplotlib inline|plt\.(subplots|figure|imshow|plot|hist)\(", source, re.M))
+        drawn = any("image/png" in output.get("data", {}) and "<Figure" in str(output["data"].get("text/plain")) for output in cell.get("outputs", []))
+        assert ready or not drawn, f"{cell['id']} shows its figure as text in JupyterLab"

@@ -14,6 +14,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import httpx
@@ -24,7 +25,9 @@ from PIL import Image
 from serving import running_server, wait_for
 
 from imgclf_nb.example import draw_example, write_example_bundle
+from imgclf_nb.options import parse_words
 from imgclf_nb.predict import Predictor
+from imgclf_nb.settings import SettingsError
 
 KEY = "open sesame 42"
 
@@ -154,6 +157,16 @@ def test_it_starts_where_a_proxy_is_set_that_nothing_understands(tmp_path, photo
         replies = [httpx.post(server.url + "/predict", files={"file": ("a", photo)}, headers=headers) for headers in
                    ({"Authorization": "Bearer a long secret"}, {})]
     assert [reply.status_code for reply in replies] == [200, 401]
+
+
+def test_it_starts_in_a_cluster_with_a_service_of_its_own_name(monkeypatch):
+    """Kubernetes sets a variable of the port's name for each Service that a pod can see; a number, or nonsense, counts as before."""
+    for value, port in (("tcp://10.96.3.4:8000", 8000), ("8123", 8123)):
+        monkeypatch.setenv("IMGCLF_PORT", value)
+        assert parse_words("serve", [])[0].port == port
+    monkeypatch.setenv("IMGCLF_PORT", "tcp://nowhere")
+    with pytest.raises(SettingsError, match="port"):
+        parse_words("serve", [])
 
 
 def test_where_others_reach_it_a_missing_key_is_said(tmp_path):
@@ -386,6 +399,7 @@ def test_the_log_has_a_line_of_json_for_each_request(tmp_path, photo):
     lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
     line, = [line for line in lines if line.get("id") == "order-66"]
     assert (line["method"], line["path"], line["status"]) == ("POST", "/predict", 200)
+    assert abs(datetime.fromisoformat(line["time"]) - datetime.now(timezone.utc)) < timedelta(minutes=10)   # a time with its zone
 
 
 def test_without_a_model_it_says_so_and_serves_one_as_soon_as_there_is_one(tmp_path, photo):
@@ -432,6 +446,8 @@ def test_several_processes_never_serve_two_models_for_long(tmp_path, photo, how)
         wait_for(lambda: status(server) == 200, 30, "an answer")
         answers = [httpx.post(server.url + "/predict", files={"file": ("a", photo)}).json()["label"] for _ in range(12)]
         assert answers == ["lake"] * 12
+        served = re.findall(r'(?m)^imgclf_model_info\{.*sha256="(\w+)".*\} (\S+)$', httpx.get(server.url + "/metrics").text)
+        assert served == [(httpx.get(server.url + "/health").json()["model"]["sha256"], "2.0")]
         assert ("another model now" in server.log.read_text()) == (how == "a process dies")
         if how == "SIGHUP":   # it is the model of all of them since, and one that dies changes nothing
             next(child for child in psutil.Process(server.pid).children() if "resource_tracker" not in " ".join(child.cmdline())).kill()
