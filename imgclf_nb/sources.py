@@ -58,11 +58,11 @@ def _read_table(path: Path) -> tuple[list, Counter]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8; save it as CSV UTF-8") from error
     except OSError as error: raise DataError(f"can't read {path}: {error.strerror}") from error
-    header = text.lstrip().partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count), strict=True)
+    first = text.lstrip().partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=first.count), strict=True)
     try:
-        columns = [str(name).strip().lower() for name in reader.fieldnames or []]
-        reader.fieldnames = columns
+        header = next((row for row in reader.reader if "".join(row).strip()), [])
+        reader.fieldnames = columns = [name.strip().lower() for name in header]
         if missing := [name for name in ("path", "label") if name not in columns]:
             raise DataError(f"{path} has no column {' and no column '.join(missing)}; it has "
                             f"{', '.join(columns) or 'none'}, and needs path,label and maybe split")

@@ -25,8 +25,8 @@ import pytest
 from PIL import Image
 
 from imgclf_nb import sources
-from imgclf_nb.archives import DataError, _Budget, _Metered
-from imgclf_nb.data import fingerprint_data, find_data, prepare_data, read_manifest
+from imgclf_nb.archives import DataError, _Budget, _Metered, unpack_archive
+from imgclf_nb.data import _plot_counts, fingerprint_data, find_data, prepare_data, read_manifest
 from imgclf_nb.download import download_file, has_md5
 from imgclf_nb.files import StorageError, replace_folder
 from imgclf_nb.images import ImageError, load_pixels
@@ -247,6 +247,15 @@ def test_archives_in_an_archive_stay_apart(tmp_path, prepare):
     assert not [name for name in listing(tmp_path / "data") if name.endswith("tgz")]
 
 
+def test_an_archive_in_an_archive_in_an_archive_is_left_aside(tmp_path):
+    content = jpeg(1)
+    for inner, outer in (("cat/1.jpg", "c.zip"), ("c.zip", "b.zip"), ("b.zip", "a.zip")):
+        with zipfile.ZipFile(tmp_path / outer, "w") as archive:
+            archive.writestr(inner, content)
+        content = (tmp_path / outer).read_bytes()
+    assert unpack_archive(tmp_path / "a.zip", tmp_path / "out") == ["b/c.zip"]
+
+
 @pytest.mark.parametrize("suffix, mode", [("tar", "w"), ("tgz", "w:gz")])
 def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path, prepare, suffix, mode):
     draw(tmp_path / "pets")
@@ -313,6 +322,8 @@ def test_too_little(tmp_path, refuse):
     for path in (same / "cat").iterdir():
         path.write_bytes(jpeg(1))
     refuse(same, "cat (10 images: 10 train, 0 val, 0 test)", "not copies")
+    draw(same, classes=["emu"], start=9000)   # it is as large as cat, so to leave cat away takes more than --top-n
+    assert "--top-n" not in refuse(same, "cat (10 images: 10 train, 0 val, 0 test)")
 
 
 def test_debris_is_no_class(tmp_path, prepare):
@@ -480,6 +491,12 @@ def test_photographs_of_kinds_that_are_not_read_are_told(tmp_path, refuse, prepa
         assert memory["ignored"] == {".heic": 3, ".dng": 1, ".txt": 1}
 
 
+def test_such_a_photograph_above_the_classes_is_none_of_them(tmp_path, prepare):
+    draw(tmp_path / "pets" / "all")
+    (tmp_path / "pets" / "group.heic").write_bytes(b"x")
+    assert set(prepare(tmp_path / "pets").label) == {"cat", "dog"}
+
+
 def test_a_split_of_such_photographs_is_not_lost(tmp_path, refuse):
     draw(tmp_path / "pets" / "train")
     (tmp_path / "pets" / "test" / "cat").mkdir(parents=True)
@@ -551,12 +568,13 @@ def test_full_disk(tmp_path, monkeypatch):
 # ---- given splits and tables
 
 
-def test_given_splits_are_kept(tmp_path, prepare):
-    for name, start in (("train", 0), ("valid", 100), ("TEST", 200)):
-        draw(tmp_path / "pets" / name, start=start, images=6)
+@pytest.mark.parametrize("names", [("train", "valid", "TEST"), ("training", "validation", "testing"), ("train", "val", "test")])
+def test_given_splits_are_kept(tmp_path, prepare, names):
+    for number, name in enumerate(names):
+        draw(tmp_path / "pets" / name, start=100 * number, images=6)
     given = prepare(tmp_path / "pets")
     folder = given.path.map(lambda path: Path(path).parts[-3])
-    assert (given.split == folder.map({"train": "train", "valid": "val", "TEST": "test"})).all()
+    assert (given.split == folder.map(dict(zip(names, ("train", "val", "test"))))).all()
 
 
 @pytest.mark.parametrize("present, carved", [(("train", "test"), "val"), (("train", "val"), "test")])
@@ -626,7 +644,8 @@ def test_no_copy_straddles(tmp_path, prepare):
 
 @pytest.mark.parametrize("head, rows", [
     ("path,label", "{0},{1}"), ("\ufeffpath;label", '"{0}";{1}'), ("Path\tLabel\tnote", "{0}\t{1}\t"),
-    ("label , path", "{1}, {0}"), ("path,label", "./{0},{1}\r")])
+    ("label , path", "{1}, {0}"), ("path,label", "./{0},{1}\r"),
+    ("\ufeff\n \n\t\t\nPath\tLabel", "{0}\t{1}"), (";\r\n\r\npath;label", "{0};{1}")])
 def test_tables(tmp_path, prepare, head, rows):
     draw(tmp_path / "pets")
     lines = [rows.format(f"pets/{label}/{k:03}.jpg", label) for label in ("cat", "dog") for k in range(10)]
@@ -640,6 +659,7 @@ def test_tables_with_mistakes(tmp_path, refuse, prepare):
     good = "".join(f"pets/{label}/{k:03}.jpg,{label}\n" for label in ("cat", "dog") for k in range(10))
     for text, *parts in (("path,kind\na,b\n", "no column label", "path, kind"), ("", "no column path", "has none"),
                          ("path,label\n", "no usable image"), (f"path,label\na.jpg,\n{good}", "line 2"),
+                         (f"\n\npath,label\na.jpg,\n{good}", "line 4"), ("\n,\n", "no column path", "has none"),
                          (f"path,label\na,b.jpg,cat\n{good}", "line 2", "quotes"), (f'path,label\n"a.jpg,cat\n{good}', "quotes"),
                          (f'path,label\n"a"b.jpg,cat\n{good}', "line 2", "put quotes right"),
                          ("path,label,split\na.jpg,cat,dev\n", "'dev'", "train, val, test"), ("path,label,split\na.jpg,cat,\n", "every row")):
@@ -688,6 +708,14 @@ def test_a_group_may_span_classes():
     splits = split_groups(table, val_share=0.15, test_share=0.15)
     assert splits.groupby(table.group).nunique().max() == 1
     assert pd.crosstab(table.label, splits).to_numpy().tolist() == [[6, 28, 6]] * 2
+
+
+def test_what_came_into_the_test_with_another_class_counts():
+    """Ten groups are of both classes, and some of them are in the test by their share of the first."""
+    groups = [f"s{n}" for n in range(20)] + [f"s{n}" for n in range(10)] + [f"b{n}" for n in range(20)]
+    table = pd.DataFrame({"label": ["a"] * 20 + ["b"] * 30, "group": groups, "split": None})
+    splits = split_groups(table, val_share=0.2, test_share=0.2)
+    assert pd.crosstab(table.label, splits).to_numpy().tolist() == [[4, 12, 4], [6, 18, 6]]
 
 
 def test_same_split_whatever_the_order_and_place(tmp_path, prepare):
@@ -768,6 +796,11 @@ def test_long_paths_are_whole_in_the_report(tmp_path, prepare):
     name = "a_very_long_name_" * 8 + ".jpg"
     (pets / "cat" / name).write_text("no picture")
     assert name in (Path(prepare(pets).attrs["folder"]) / "report.html").read_text()
+
+
+def test_the_plot_of_many_classes_shows_the_largest():
+    table = pd.DataFrame([(f"c{k:02}", "train") for k in range(50) for _ in range(k + 1)], columns=["label", "split"])
+    assert [tick.get_text() for tick in _plot_counts(table).axes[0].get_yticklabels()] == [f"c{k}" for k in range(10, 50)]
 
 
 # ---- Caltech-101

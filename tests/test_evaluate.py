@@ -11,13 +11,14 @@ from PIL import Image
 
 from imgclf_nb.bundle import BundleInfo, read_bundle, write_bundle
 from imgclf_nb.data import fingerprint_data, prepare_data, read_manifest
-from imgclf_nb.evaluate import evaluate, find_top_losses, summarize_metrics
+from imgclf_nb.evaluate import _say_in_short, evaluate, find_top_losses, summarize_metrics
 from imgclf_nb.example import _NETWORK, LABELS, draw_example, write_example_bundle
-from imgclf_nb.metrics import estimate_interval
+from imgclf_nb.metrics import bin_confidences, count_independent, estimate_interval
 from imgclf_nb.predict import Predictor
-from imgclf_nb.probes import measure_robustness
+from imgclf_nb.probes import CHANGES, _make_noise, disturb, measure_robustness
 from imgclf_nb.scoring import EvaluationError
 from imgclf_nb.settings import Settings
+from imgclf_nb.slices import find_slices
 
 KEYS = ("schema, labels, n_test, accuracy, accuracy_ci95, top5_accuracy, macro_f1, weighted_f1, log_loss, brier, ece, "
         "ece_ci95, per_class, confusion_matrix, ece_before, answered, unknown, slices, robustness, dataset, model, versions, seed, seconds").split(", ")
@@ -192,6 +193,48 @@ def test_the_interval_holds_the_accuracy_on_all_data(accuracy):
     assert 0.93 <= held <= 0.97
 
 
+@pytest.mark.parametrize("values, groups, expected", [
+    ([1, 1, 0, 0, 1, 0], [0, 0, 1, 1, 2, 2], 3),           # three pairs vary more than their own mean shows
+    (np.tile([1, 0], 50), np.arange(100) // 2, 100)])      # pairs that never agree make nothing surer than single images
+def test_how_many_images_count(values, groups, expected):
+    assert count_independent(np.array(values), groups) == pytest.approx(expected)
+
+
+def test_a_confidence_between_two_bins_is_of_the_lower_one():
+    assert list(bin_confidences(np.array([0]), np.array([[0.6, 0.4]])).index) == [9]   # 0.6 = 9/15
+
+
+def test_images_of_a_group_count_as_fewer(example):
+    """Rows lie in the order of their doubt, so those of a group are more often right or wrong together."""
+    change_manifest(example, lambda table: table.assign(group=[str(row // 5) for row in range(len(table))]))
+    metrics = evaluate(example.model_copy(update={"robustness": False}))
+    rows = pd.read_csv(example.results_dir / "predictions.csv")
+    right = (rows.label == rows.prediction).to_numpy()
+    assert metrics["accuracy_ci95"] == estimate_interval(right, rows.group.to_numpy())
+    assert metrics["accuracy_ci95"][0] < estimate_interval(right, np.arange(len(right)))[0]
+
+
+def test_the_error_before_the_temperature_is_that_of_the_plain_network(example):
+    """The same network twice, the second time with its logits halved."""
+    found = []
+    for temperature in (1, 2):
+        write_example_bundle(example.model_dir / "bundle", temperature=temperature)
+        found.append(evaluate(example.model_copy(update={"robustness": False})))
+    assert found[1]["ece_before"] == pytest.approx(found[0]["ece"], abs=1e-3)
+    assert abs(found[1]["ece"] - found[0]["ece"]) > 0.01
+
+
+def test_in_short_it_says_what_is_clearly_worse_and_what_hurts_most():
+    """A part whose interval holds the accuracy of all is not worse for certain."""
+    parts = {"dark": (0.5, [0.4, 0.6]), "small": (0.88, [0.8, 0.95])}
+    steps = [("none", 0, 0.9), ("blur", 1, 0.8), ("noise", 9, 0.2)]
+    said = " ".join(_say_in_short({
+        "accuracy": 0.9, "per_class": {"leaf": {"support": 1, "f1": 1, "f1_ci95": [0, 1]}},
+        "slices": {name: {"accuracy": share, "accuracy_ci95": interval} for name, (share, interval) in parts.items()},
+        "robustness": [{"change": c, "strength": s, "unit": "px", "accuracy": a, "unsure": 0.1} for c, s, a in steps]}))
+    assert "clearly worse: dark (50.0%)." in said and "Hurts most: noise of 9" in said
+
+
 def test_answers_are_written_image_by_image(example):
     metrics = evaluate(example)
     rows = pd.read_csv(example.results_dir / "predictions.csv", dtype={"sha256": str, "group": str})
@@ -250,6 +293,8 @@ def test_the_card_carries_the_score(example):
     bundle = read_bundle(example.model_dir / "bundle")
     card = (bundle.path / "README.md").read_text(encoding="utf-8")
     assert f"| accuracy | {metrics['accuracy']:.1%} (" in card and card.count("## Score") == 1
+    for change, (unit, strengths) in CHANGES.items():   # each as strong as it was tried, and no weaker
+        assert card.count(f"| {change}, ") == card.count(f"| {change}, {strengths[-1]:g} ({unit}) |") == 1
     assert metrics["model"]["sha256"] == bundle.sha256   # so that the page shows this score for this bundle
     assert {**evaluate(example), "seconds": 0} == {**metrics, "seconds": 0}
     assert read_bundle(bundle.path).sha256 == bundle.sha256
@@ -338,3 +383,31 @@ def test_what_is_asked_about_is_worse(example):
     assert len(seen) == 9 * 13
     for n in range(0, len(seen), 13):
         assert len({picture.tobytes() for picture in seen[n:n + 13:3]}) == 5
+
+
+def test_blur_goes_with_the_size_of_the_picture():
+    """As wide on a picture twice as large, or the score would depend on the model's size."""
+    def measure_edge(side):
+        edge = np.zeros((side, side, 3), np.uint8)
+        edge[:, side // 2:] = 255
+        row = disturb(edge, "blur", 2)[side // 2, :, 0]
+        return ((row > 5) & (row < 250)).sum()
+    assert measure_edge(400) == pytest.approx(2 * measure_edge(200), abs=2)
+
+
+def test_noise_is_the_same_in_each_run_and_a_turn_brings_no_black_corners():
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    first = disturb(grey, "noise", 50)
+    _make_noise.cache_clear()   # as a new process begins
+    assert (disturb(grey, "noise", 50) == first).all() and first.std() > 40
+    assert (disturb(grey, "rotation", 30) == 128).all()
+
+
+@pytest.mark.parametrize("rows, sources", [
+    ([("one/1.png", "cat"), ("two/1.png", "dog")], []),   # each class has its folder, whatever that is called
+    ([(f"{camera}/{folder}/1.png", label) for camera in "ab" for folder, label in (("cafe\u0301", "caf\u00e9"), ("tea", "tea"))],
+     ["from a", "from b"])])                              # macOS writes names of folders in the other form
+def test_a_source_is_no_class(tmp_path, rows, sources):
+    table = pd.DataFrame([(tmp_path / path, label) for path, label in rows], columns=["path", "label"])
+    found = find_slices(table.assign(width_px=40, height_px=40), np.full(len(table), 99.0))
+    assert list(found) == sources

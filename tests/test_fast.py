@@ -20,6 +20,7 @@ from imgclf_nb.backbones import cut_backbone, load_backbone
 from imgclf_nb.bundle import read_bundle
 from imgclf_nb.convolutions import restore_convolutions, swap_convolutions
 from imgclf_nb.data import prepare_data, read_manifest
+from imgclf_nb.head import solve_head
 from imgclf_nb.predict import Predictor
 from imgclf_nb.recipes import train_model
 from imgclf_nb.settings import Settings
@@ -224,3 +225,14 @@ def test_solving_the_head_takes_no_memory_for_each_picture():
     """Otherwise 100,000 pictures take gigabytes more than their features."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 60, done.stdout   # 280 to 390 when each thousand rows got memory of their own
+
+
+def test_the_same_features_give_the_same_head():
+    """Whatever random numbers were drawn before."""
+    torch.manual_seed(0)
+    features, targets, heads = torch.randn(300, 200), torch.arange(300) % 3, []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        rows = torch.arange(200), torch.arange(200, 300)
+        heads.append(solve_head(features, targets, rows, loss_func=torch.nn.functional.cross_entropy, n_classes=3)[0])
+    assert torch.equal(heads[0].weight, heads[1].weight)

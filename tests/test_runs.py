@@ -1,15 +1,17 @@
 """Two runs compared, and one repeated, as a user does it: what is said, what is refused, what is left alone."""
 import json
+import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from imgclf_nb.compare import compare_runs
+from imgclf_nb.compare import compare_runs, say_difference
 from imgclf_nb.data import prepare_data
 from imgclf_nb.evaluate import evaluate
 from imgclf_nb.example import write_example_bundle, write_example_pictures
-from imgclf_nb.reproduce import _place, record_run, reproduce_run
+from imgclf_nb.reproduce import _place, read_git_state, record_run, reproduce_run
 from imgclf_nb.settings import Settings
 
 
@@ -75,6 +77,20 @@ def test_copies_of_one_photograph_are_no_evidence(tmp_path):
     single = compare_runs(write_run(tmp_path / "a", n >= 0), write_run(tmp_path / "b", n >= 20))[0]
     copies = compare_runs(write_run(tmp_path / "c", n >= 0, groups), write_run(tmp_path / "d", n >= 20, groups))[0]
     assert "The difference is real" in single and "Can't tell" in copies
+
+
+def test_images_are_the_same_whatever_they_are_called(tmp_path):
+    """The data set of the second run has them under other names, in another order."""
+    a, b = (write_run(tmp_path / name, np.arange(40) >= 4) for name in "ab")
+    rows = pd.read_csv(b / "predictions.csv", dtype=str)
+    rows.assign(path=rows.path.to_numpy()[::-1]).to_csv(b / "predictions.csv", index=False)
+    assert compare_runs(a, b)[0].splitlines()[-1].startswith("No difference")
+
+
+def test_a_small_p_with_an_interval_over_0_is_no_real_difference():
+    found = {"images": 50, "a_only": 9, "b_only": 1, "group_wins": [9, 1], "difference": 0.05, "p_value": 0.03}
+    assert say_difference({**found, "difference_ci95": [-0.01, 0.1]}, "A", "B").startswith("The difference may be luck")
+    assert say_difference({**found, "difference_ci95": [0.01, 0.1]}, "A", "B").startswith("The difference is real: A")
 
 
 @pytest.mark.parametrize("words, said", [
@@ -150,6 +166,30 @@ def test_each_part_is_repeated_with_its_own_data(scored, tmp_path):
     (scored.data_dir / "other").mkdir()
     places = [_place(each, [part, other], tmp_path / "again").data_dir for each in (part, other)]
     assert places == [tmp_path / "again" / "data", scored.data_dir]
+
+
+def test_a_step_that_is_done_again_takes_the_place_of_the_first(scored):
+    """A repetition of the run would otherwise evaluate twice."""
+    for steps in (["prepare", "evaluate"], ["evaluate"]):
+        file = record_run(scored, *steps)
+    assert [part["steps"] for part in json.loads(file.read_text())["parts"]] == [["prepare"], ["evaluate"]]
+
+
+def test_a_source_is_recorded_so_that_it_is_found_from_anywhere(scored, monkeypatch):
+    monkeypatch.chdir(scored.data_dir.parent)
+    [part] = json.loads(record_run(scored.model_copy(update={"source": "pictures"}), "prepare").read_text())["parts"]
+    assert part["settings"]["source"] == scored.source
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_files_that_git_does_not_know_change_no_code(tmp_path):
+    for words in (["init", "-q"], ["add", "code"], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "x"]):
+        (tmp_path / "code").write_text("1")
+        subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    (tmp_path / "results").write_text("")
+    assert read_git_state(tmp_path)["dirty"] is False
+    (tmp_path / "code").write_text("2")
+    assert read_git_state(tmp_path)["dirty"] is True
 
 
 def test_other_data_are_noticed(scored, tmp_path):

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from imgclf_nb.archives import DataError
-from imgclf_nb.data import prepare_data, read_manifest
+from imgclf_nb.data import _show_twins, prepare_data, read_manifest
 from imgclf_nb.images import load_pixels
 from imgclf_nb.settings import Settings
 from imgclf_nb.splits import check_splits
-from imgclf_nb.twins import describe_picture, find_twins, read_grey
+from imgclf_nb.twins import _correlate, _share_keys, describe_picture, find_twins, read_grey
 
 
 def draw_scene(seed, size=(360, 270)):
@@ -71,7 +71,7 @@ def test_any_number_of_copies_are_one_photograph(scenes):
         draw_scene(5).save(scenes / "cat" / f"copy {number:02}.jpg", quality=95, comment=comment)
     manifest = read_manifest(prepare(scenes))
     copies = manifest[manifest.path.str.contains("copy|05.png")]
-    assert len(copies) == 31 and copies.group.nunique() == 1 and copies.split.nunique() == 1
+    assert len(copies) == 31 and set(copies.group) == {copies.sha256.min()[:16]} and copies.split.nunique() == 1
     assert manifest.group.nunique() == 40
 
 
@@ -112,6 +112,34 @@ def test_twins_with_two_labels_are_listed_and_stay_together(scenes, tmp_path):
     assert "10 of them have two labels" in (data / "report.html").read_text()
     naive = read_manifest(prepare(scenes, twins=False, name="naive"))
     assert naive.group.nunique() == 50
+
+
+def test_twins_with_two_labels_are_shown_first(scenes):
+    """They need a decision; of the others, the least alike may be no twins."""
+    one, two, three, four = sorted(map(str, scenes.rglob("*.png")))[:4]
+    pairs = pd.DataFrame([(one, two, "cat", "cat", 0.95, 1.0), (three, four, "cat", "dog", 0.99, 1.0)],
+                         columns=["path", "twin", "label", "twin_label", "correlation", "share"])
+    captions = [caption for _, caption in _show_twins(pairs, Settings().resolve())[1]]
+    assert [Path(path).name in caption for path, caption in zip((three, four, one, two), captions)] == [True] * 4
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    """Also in a grey picture, and as the model sees it."""
+    Image.new("L", (40, 40), 0).save(tmp_path / "clear.png", transparency=0)
+    assert read_grey(tmp_path / "clear.png").min() == load_pixels(tmp_path / "clear.png", size_px=32).min() == 255
+
+
+def test_an_empty_picture_proves_nothing():
+    noise = np.random.default_rng(0).integers(0, 255, (60, 60), dtype=np.uint8)
+    faint = (128 + (noise > 128)).astype(np.uint8)   # the same in one step of grey, as a scanner's white may have it
+    assert _correlate(noise, faint, np.eye(2, 3)) == _correlate(faint, noise, np.eye(2, 3)) == (0, 0)
+    assert _correlate(noise, noise, np.eye(2, 3)) == pytest.approx((1, 1))
+
+
+@pytest.mark.parametrize("least", [1, 2])
+def test_each_key_that_two_share_is_counted(least):
+    pairs, shared = _share_keys(np.array([1, 1, 2, 2, 3, 3]), np.array([0, 1, 0, 1, 0, 1]), 2, least=least)
+    assert (pairs.tolist(), shared.tolist()) == ([1], [3])   # 0 * 2 + 1
 
 
 def test_a_copy_of_a_given_test_picture_is_no_training_picture(tmp_path):

@@ -16,7 +16,7 @@ from test_serve import call_tool, connect
 from imgclf_nb.bundle import BundleError, read_bundle, write_bundle
 from imgclf_nb.calibrate import fit_reference
 from imgclf_nb.example import draw_example, write_example_bundle
-from imgclf_nb.judge import measure_distance
+from imgclf_nb.judge import UNLIKE, Judge, measure_distance
 from imgclf_nb.predict import Predictor
 
 REASONS = {"sea.png": None, "grey.png": "low confidence", "lime.png": "unlike the training data"}
@@ -97,6 +97,16 @@ def test_a_reference_of_another_network_is_refused(tmp_path, bundle, wrong):
     made = write_bundle(tmp_path / "b", bundle.info, model_file=bundle.model_file, reference=wrong)
     with pytest.raises(BundleError, match="does not suit the network.*export the bundle again"):
         Predictor(made.path)
+
+
+def test_features_that_are_no_numbers_are_unlike_anything():
+    judge = Judge({"unlike": 0.5}, {"directions": np.eye(2), "points": np.eye(2)}, n_features=2)
+    assert judge(1.0, np.array([0, 1])) is None and judge(1.0, np.array([np.nan, 1])) == UNLIKE
+
+
+def test_the_same_features_give_the_same_reference():
+    features = np.random.default_rng(0).random((400, 300))
+    assert (fit_reference(features)["points"] == fit_reference(features)["points"]).all()
 
 
 def test_a_trained_bundle_is_calibrated(tmp_path):

@@ -13,8 +13,11 @@ import torch
 import torchvision
 
 from imgclf_nb.backbones import load_backbone
-from imgclf_nb.train import _group_parameters
-from imgclf_nb.weights import WeightsError, load_network
+from imgclf_nb.data import prepare_data, read_manifest
+from imgclf_nb.loaders import cache_pixels, make_loaders
+from imgclf_nb.settings import Settings
+from imgclf_nb.train import Checkpoint, _group_parameters, fit_phases, make_learner
+from imgclf_nb.weights import WeightsError, _patience, hub, load_network
 
 QUICK = ["--top-n", "2", "--image-size-px", "32", "--head-epochs", "1", "--fine-tune-epochs", "1"]
 
@@ -86,6 +89,25 @@ def test_old_files_of_weights_fit(monkeypatch, tmp_path):
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
 
 
+def test_weights_of_other_classes_fit_where_two_layers_classify(tmp_path):
+    """Only the last of them depends on the classes."""
+    state = torchvision.models.mobilenet_v3_small(num_classes=7).state_dict()
+    torch.save(state, tmp_path / "seven.pth")
+    net, _, _ = load_network("mobilenet_v3_small", weights=tmp_path / "seven.pth")
+    assert torch.equal(net.classifier[0].weight, state["classifier.0.weight"]) and net.classifier[3].out_features == 1000
+
+
+def test_an_attempt_without_a_network_leaves_no_limits_behind(monkeypatch):
+    """Other code of the same process waits as long as before, and asks Hugging Face again."""
+    def refuse(*_): raise OSError
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr("imgclf_nb.weights.getproxies", dict)
+    before = socket.getdefaulttimeout(), hub.HF_HUB_OFFLINE
+    with _patience("nowhere.invalid", 1) as online:
+        assert not online and (socket.getdefaulttimeout(), hub.HF_HUB_OFFLINE) == (1, True)
+    assert (socket.getdefaulttimeout(), hub.HF_HUB_OFFLINE) == before
+
+
 def test_options_of_the_recipe_reach_the_training(imgclf, tmp_path):
     """Balance, mixup and the learning-rate finder run, and the finder leaves its plot."""
     assert imgclf("prepare", *QUICK[:4]).returncode == 0
@@ -94,6 +116,19 @@ def test_options_of_the_recipe_reach_the_training(imgclf, tmp_path):
         assert result.returncode == 0, result.stderr
         assert pd.read_csv(tmp_path / "results" / "history.csv").valid_accuracy.max() > 0.9
     assert (tmp_path / "results" / "lr_find.png").stat().st_size > 1000
+
+
+def test_a_fine_tuning_that_makes_things_worse_is_not_kept(tmp_path):
+    settings = Settings(top_n=2, image_size_px=32, recipe="fastai", head_epochs=1, fine_tune_epochs=1, fine_tune_lr=1,
+                        data_dir=tmp_path / "data").resolve()
+    manifest = read_manifest(data := prepare_data(settings))
+    loaders = make_loaders(manifest, cache_pixels(manifest, data, settings=settings), settings=settings)
+    learner = make_learner(loaders, load_backbone("efficientnet_lite0", size_px=32), settings=settings)
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pth", key="x")
+    with learner.no_bar(), learner.no_logging():
+        history = fit_phases(learner, checkpoint, settings=settings)
+    assert history.valid_loss[1] > 2 * history.valid_loss[0] and checkpoint.best["epoch"] == 1
+    assert all(torch.equal(value, checkpoint.best["model"][name]) for name, value in learner.model.state_dict().items())
 
 
 @pytest.mark.parametrize("arch", ["mobilenet_v2", "mnasnet0_5", "shufflenet_v2_x0_5", "regnet_x_400mf", "efficientnet_b0", "swin_t", "resnet18"])
