@@ -207,10 +207,14 @@ def test_a_confidence_between_two_bins_is_of_the_lower_one():
 def test_images_of_a_group_count_as_fewer(example):
     """Rows lie in the order of their doubt, so those of a group are more often right or wrong together."""
     change_manifest(example, lambda table: table.assign(group=[str(row // 5) for row in range(len(table))]))
-    metrics = evaluate(example.model_copy(update={"robustness": False}))
+    metrics = evaluate(example)
     rows = pd.read_csv(example.results_dir / "predictions.csv")
     right = (rows.label == rows.prediction).to_numpy()
     assert metrics["accuracy_ci95"] == estimate_interval(right, rows.group.to_numpy())
+    assert metrics["robustness"][0]["accuracy_ci95"] == metrics["accuracy_ci95"]   # of no change at all
+    dark = metrics["slices"]["dark"]
+    alone = np.arange(dark["images"])
+    assert dark["accuracy_ci95"][0] < estimate_interval(alone < dark["accuracy"] * len(alone), alone)[0]
     assert metrics["accuracy_ci95"][0] < estimate_interval(right, np.arange(len(right)))[0]
 
 

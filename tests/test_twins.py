@@ -153,7 +153,9 @@ def test_a_copy_of_a_given_test_picture_is_no_training_picture(tmp_path):
     data = prepare(tmp_path / "given")
     aside = pd.read_csv(data / "quarantine.csv")
     assert list(aside.path) == [str(copy)] and "the same photograph is in test: " in aside.reason[0]
-    assert len(read_manifest(data)) == 36
+    kept = set(read_manifest(data).path)
+    twins = pd.read_csv(data / "twins.csv")
+    assert len(kept) == 36 and {str(data / path) for path in [*twins.path, *twins.twin]} <= kept
 
 
 def test_drop_takes_out_what_a_person_chose(scenes, tmp_path):
