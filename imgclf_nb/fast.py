@@ -23,10 +23,10 @@ from torch import nn
 
 from .backbones import Backbone
 from .convolutions import DenseConv, restore_convolutions, swap_convolutions
-from .features import (Cut, RowFile, _compute_fields, make_view, plan_cut, run_frozen,
-                                write_rows)
+from .features import Cut, _compute_fields, make_view, plan_cut, run_frozen
 from .head import _ROWS, solve_head
 from .loaders import _lock
+from .rows import RowFile, write_rows
 from .settings import Settings
 from .train import (Checkpoint, _Bfloat16, _FrozenStatistics, _adam, _group_parameters,
                              fit_phase)
@@ -71,6 +71,7 @@ def _store_views(run: "FastRun", file: Path) -> None:
     with write_rows(file, (count, *cut.example.shape[1:])) as keep:
         run_frozen(cut.lower, count, read, sink=keep, pool=0)
 
+# %% ../nbs/05a_fast.ipynb #78c25e8b
 def _store_activations(run: "FastRun") -> _Activations:
     "Write what is not there yet."
     plain, others = run.files
@@ -87,6 +88,7 @@ def _remove_activations(run: "FastRun") -> None:
     with _lock(run.folder):   # another training may be about to open them
         for file in run.files: file.unlink(missing_ok=True)
 
+# %% ../nbs/05a_fast.ipynb #9c11d2a2
 def _make_part_loaders(activations: _Activations, labels: list, settings: Settings) -> DataLoaders:
     "Batches of activations for training and validation."
     count, size = len(activations.train), min(settings.batch_size, len(activations.train))
