@@ -61,15 +61,14 @@ def _store_plain(run: "FastRun") -> None:
 
 def _store_views(run: "FastRun", file: Path) -> None:
     "Write the maps of training pictures' other views, one picture's behind another's."
-    cut, (train, _), settings = run.cut, run.cut.rows, run.settings
+    cut, settings = run.cut, run.settings
+    pairs = [(int(row), number) for row in cut.rows[0] for number in range(1, cut.views)]
     def read(places):
-        pairs = ((int(train[place // (cut.views - 1)]), 1 + int(place) % (cut.views - 1))
-                 for place in places)
         return np.stack([make_view(run.pixels[row], number=number, seed=settings.seed + row,
-                                   flip=settings.flip) for row, number in pairs])
-    count = len(train) * (cut.views - 1)
-    with write_rows(file, (count, *cut.example.shape[1:])) as keep:
-        run_frozen(cut.lower, count, read, sink=keep, pool=0)
+                                   flip=settings.flip)
+                         for row, number in (pairs[place] for place in places)])
+    with write_rows(file, (len(pairs), *cut.example.shape[1:])) as keep:
+        run_frozen(cut.lower, len(pairs), read, sink=keep, pool=0)
 
 # %% ../nbs/05a_fast.ipynb #78c25e8b
 def _store_activations(run: "FastRun") -> _Activations:
