@@ -15,8 +15,9 @@ from pathlib import Path
 import uvicorn
 
 from .door import _Protocol, accept_last, close_door
+from .engine import _import_openvino
 from .guard import Guard
-from .predict import Predictor, _import_openvino
+from .predict import Predictor
 from .service import Service
 from .settings import Settings, SettingsError
 

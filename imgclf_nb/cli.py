@@ -31,7 +31,7 @@ def find_pictures(
     paths: list[str], # Files or folders
 ) -> list[Path]:      # Files as given; folders replaced by the pictures below them
     "List the pictures that `imgclf predict` was asked for; raises `SettingsError`."
-    from imgclf_nb.predict import list_pictures
+    from imgclf_nb.folders import list_pictures
     found = []
     for path in map(Path, paths):
         if not os.path.isdir(path):   # never raises
@@ -156,7 +156,7 @@ def _load_network(settings: Settings) -> None:
 
 def _run(settings: Settings) -> None:
     import imgclf_nb.data   # here, so that no two threads import one library
-    from imgclf_nb.predict import check_precision
+    from imgclf_nb.engine import check_precision
     from imgclf_nb.sources import _recognise
     _recognise(settings.source)   # mistakes come out before minutes go by
     check_precision(settings.precision)

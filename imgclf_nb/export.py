@@ -19,9 +19,10 @@ from .backbones import LinearHead
 from .bundle import Bundle, BundleError, BundleInfo, write_bundle
 from .calibrate import calibrate_model, write_temperature
 from .data import find_data, fingerprint_data, read_manifest
+from .engine import check_precision
 from .features import _write_graph, find_features
 from .loaders import Pixels, cache_pixels
-from .predict import Predictor, check_precision
+from .predict import Predictor
 from .settings import Settings
 from .recipes import train_model
 

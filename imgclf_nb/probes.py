@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .files import track
+from .folders import list_pictures
 from .images import ImageError
-from .predict import Predictor, list_pictures
+from .predict import Predictor
 from .settings import ImgclfError
 
 # %% ../nbs/07d_probes.ipynb #78e3a76a

@@ -15,9 +15,9 @@ from pathlib import Path
 from .bundle import BundleError, read_bundle
 from .compare import CompareError, read_answers
 from .data import find_data, fingerprint_data, prepare_data, read_manifest
+from .engine import _import_openvino
 from .evaluate import evaluate
 from .files import write_atomic
-from .predict import _import_openvino
 from .settings import ImgclfError, Settings, _TrainSettings
 from .sources import name_source
 

@@ -52,8 +52,8 @@ class _Base(BaseSettings):
             if not name.startswith("_") and name not in known:
                 raise SettingsError(f"unknown setting {name!r}{nearest_names(name, known)}")
         check_environment()
-        try:
-            super().__init__(**values)
+        if isinstance(values.get("source"), Path): values["source"] = str(values["source"])
+        try: super().__init__(**values)
         except ValidationError as error:
             raise SettingsError(_explain(error, type(self))) from None
 

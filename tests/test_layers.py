@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SERVING = ["settings", "files", "bombs", "images", "bundle", "judge", "predict", "monitor", "service", "body", "guard", "api", "views", "looks", "page",
+SERVING = ["settings", "files", "bombs", "images", "bundle", "judge", "engine", "predict", "monitor", "service", "body", "guard", "api", "views", "looks", "page",
            "tool", "door", "manners", "app", "serve", "options", "cli"]
 HEAVY = ["torch", "torchvision", "fastai", "timm", "matplotlib", "sklearn"]
 

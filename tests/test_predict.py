@@ -17,8 +17,9 @@ from imgclf_nb.archives import DataError
 from imgclf_nb.bundle import BundleError, write_bundle
 from imgclf_nb.cli import main
 from imgclf_nb.example import draw_example, write_example_bundle
+from imgclf_nb.folders import list_pictures
 from imgclf_nb.images import ImageError, load_pixels
-from imgclf_nb.predict import PredictError, Predictor, list_pictures
+from imgclf_nb.predict import PredictError, Predictor
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_programs_get_utf8_on_every_system(tmp_path, format):
 
 def test_threads_keep_to_the_quota_of_a_container(monkeypatch, bundle):
     """A pod that may use one of 64 processors gets no 64 threads, nor their memory."""
-    monkeypatch.setattr("imgclf_nb.predict._limit_threads", lambda: 1)
+    monkeypatch.setattr("imgclf_nb.engine._limit_threads", lambda: 1)
     assert Predictor(bundle.path).streams == 1
 
 
@@ -293,7 +294,7 @@ def test_precision(bundle):
 @pytest.mark.parametrize("precision, words", [("int8", "train with auto"), ("bf16", "no bfloat16")])
 def test_no_training_begins_that_its_precision_would_end(monkeypatch, tmp_path, capsys, command, precision, words):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("imgclf_nb.predict._list_capabilities", lambda: ["FP32"])   # an older processor
+    monkeypatch.setattr("imgclf_nb.engine._list_capabilities", lambda: ["FP32"])   # an older processor
     assert main([command, "digits", "--precision", precision]) == 2
     assert words in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -356,3 +357,23 @@ def test_first_calls_from_many_threads_do_not_wait_for_each_other(tmp_path):
     for _ in range(10):
         run = subprocess.run([sys.executable, "-c", FIRST_CALLS, str(bundle.path)], timeout=60)
         assert run.returncode == 0, "threads still wait for each other after 20 s"
+
+
+FORKED = """
+import multiprocessing, sys
+from imgclf_nb.predict import PredictError, Predictor
+
+predictor = Predictor(sys.argv[1])
+def ask(path):
+    own = Predictor(sys.argv[1]).predict(path).label
+    try: return own, predictor.predict(path).label
+    except PredictError as error: return own, str(error)
+
+with multiprocessing.get_context("fork").Pool(1) as pool: print(*pool.map(ask, sys.argv[2:])[0])
+"""
+
+
+def test_a_predictor_made_before_a_fork_says_so_instead_of_waiting_for_ever(bundle, tmp_path):
+    draw_example(1, seed=3).save(tmp_path / "sea.png")
+    done = subprocess.run([sys.executable, "-c", FORKED, bundle.path, tmp_path / "sea.png"], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("sea this predictor was made before the process was forked"), done.stderr
