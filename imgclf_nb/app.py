@@ -6,10 +6,10 @@
 __all__ = ['sweep_uploads', 'make_app']
 
 # %% ../nbs/09k_app.ipynb #2ab81819
-import asyncio, inspect, logging, os, shutil, signal, socket, stat, tempfile, time
+import asyncio, atexit, inspect, logging, os, shutil, signal, socket, stat, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import uvicorn
@@ -22,21 +22,29 @@ from .service import Service
 from .settings import Settings, SettingsError
 
 # %% ../nbs/09k_app.ipynb #66646e15
-def _silence(uploads: Path) -> None:
-    "Tell the libraries to call nobody, and Gradio where to put uploads and what not to add up."
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1",
-                      HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1", OTEL_SDK_DISABLED="true",
-                      GRADIO_ANALYTICS_MAX_EVENTS="1",
-                      GRADIO_ANALYTICS_CACHE_FREQUENCY="1000000000",
-                      GRADIO_TEMP_DIR=str(uploads),
+def _silence() -> None:
+    "Have this process call nobody."
+    os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", DO_NOT_TRACK="1",
+                      OTEL_SDK_DISABLED="true",
                       NO_PROXY="*", no_proxy="*")   # nobody is called through a proxy either
 
-def _make_uploads() -> Path:
-    "A new private folder; raises `SettingsError` where there is no place for one."
-    try: return Path(tempfile.mkdtemp(prefix="imgclf-uploads-")).resolve()
+def _tame_gradio(uploads: Path) -> None:
+    "Tell Gradio to call nobody, where to put uploads, and what not to add up."
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(uploads),
+                      GRADIO_ANALYTICS_MAX_EVENTS="1",
+                      GRADIO_ANALYTICS_CACHE_FREQUENCY="1000000000")
+
+@cache
+def _make_uploads(process: int) -> Path:
+    "This process's private folder; raises `SettingsError` where there is no place for one."
+    try: folder = Path(tempfile.mkdtemp(prefix="imgclf-uploads-")).resolve()
     except OSError as error:
         raise SettingsError(f"no folder for uploads ({error.strerror}): mount a temporary one at "
                             "/tmp, such as with --tmpfs /tmp, or set TMPDIR") from error
+    def remove():   # but not where a fork of this process ends
+        if os.getpid() == process: shutil.rmtree(folder, ignore_errors=True)
+    atexit.register(remove)
+    return folder
 
 # %% ../nbs/09k_app.ipynb #09599903
 def sweep_uploads(
@@ -103,15 +111,11 @@ def make_app(
     predictor: Predictor | None = None,  # The model; by default the bundle in `model_dir`
 ) -> Guard:                              # ASGI application
     """Make the whole application; raises `BundleError` where there is no model.
-    It is the outermost one: another can't mount it, but may stand beside it behind a proxy."""
-    uploads = _make_uploads()
-    _silence(uploads)
-    with_page = settings.page and settings.processes == 1
-    try: predictor = predictor or _load_model(settings, with_page)
-    except BaseException:
-        shutil.rmtree(uploads)
-        raise
-    from imgclf_nb.api import make_api   # after `_silence`: imports what it silences
+    Mounted in another one, it begins and ends with that: `FastAPI(lifespan=guard.lifespan)`."""
+    uploads, with_page = _make_uploads(os.getpid()), settings.page and settings.processes == 1
+    _tame_gradio(uploads)
+    predictor = predictor or _load_model(settings, with_page)
+    from imgclf_nb.api import make_api   # not before Gradio is tamed
     service = Service(predictor, workers=settings.workers, max_waiting=settings.max_waiting)
     app = make_api(service, settings)
     guard = Guard(app, settings, monitor=service.monitor)
@@ -128,7 +132,7 @@ def make_app(
         guard.forget = partial(forget_gone, guard.page.get_blocks())
     else:
         from starlette.responses import RedirectResponse
-        app.add_route("/", lambda request: RedirectResponse(f"{settings.root_path}/docs"))
+        app.add_route("/", lambda ask: RedirectResponse(f"{ask.scope.get('root_path', '')}/docs"))
     _add_lifespan(app, guard, tool)
     return guard
 
@@ -139,7 +143,8 @@ def _add_lifespan(app, guard: Guard, tool) -> None:
     @asynccontextmanager
     async def lifespan(app):
         async with AsyncExitStack() as stack:
-            stack.callback(shutil.rmtree, guard.uploads, ignore_errors=True)
+            guard.service.open()
+            stack.callback(sweep_uploads, guard.uploads, older_than_s=0)
             stack.callback(guard.service.close)
             sweeper = asyncio.create_task(_sweep_for_ever(guard))
             stack.callback(sweeper.cancel)

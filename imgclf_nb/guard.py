@@ -159,11 +159,18 @@ class Guard:
         self.inside = Counter()   # client -> requests that make work and are under way
         self.store, self.turn = _Store(settings), anyio.Lock(fast_acquire=True)
 
+    def lifespan(self,
+        app=None, # Whoever mounts this one, for `FastAPI(lifespan=guard.lifespan)`
+    ):
+        "What begins and ends with the server: an asynchronous context manager."
+        return self.app.router.lifespan_context(self.app)
+
     async def __call__(self, scope, receive, send):
         if scope["type"] == "lifespan": return await self.app(scope, receive, send)
         if scope["type"] == "websocket":
             return await send({"type": "websocket.close", "code": 1008})
-        if self.settings.root_path: scope = _enter(scope, self.settings.root_path)
+        root = self.settings.root_path or scope.get("root_path", "")   # where another mounts it
+        if root: scope = _enter(scope, root)
         exchange = _Exchange(self, scope, send)
         try:
             if _makes_work(scope):
@@ -188,7 +195,7 @@ def _check(guard: Guard, scope: dict) -> None:
             raise _refuse_busy()
     if name_route(scope["path"]) == "page" and len(scope.get("query_string", b"")) > _QUERY_BYTES:
         raise Refusal(414, f"more than {_QUERY_BYTES:,} bytes after the question mark", "parameter")
-    root = guard.settings.root_path
+    root = scope.get("root_path")
     if root and not scope["path"]:   # the page's own addresses are relative
         raise Refusal(307, f"the page is at {root}/", "path", {"Location": f"{root}/"})
     if name_route(scope["path"]) == "other":
@@ -215,8 +222,7 @@ class _Exchange:
     def __init__(self, guard: Guard, scope: dict, send):
         self.guard, self.scope, self._send = guard, scope, send
         self.status, self.body, self.began = 0, None, time.perf_counter()
-        self.streams = False   # lasts as long as a page is open
-        self.held = []   # messages of a 500
+        self.held, self.streams = [], False   # a 500's messages; lasts as long as a page is open
         given = _read_header(scope, b"x-request-id")
         self.id = given if re.fullmatch(r"[\w.-]{1,64}", given) else uuid.uuid4().hex[:12]
 
@@ -226,7 +232,7 @@ class _Exchange:
             _check(self.guard, self.scope)
             self.body = _Body(self.scope, receive, self.guard.settings, self.guard.store)
             head = self.scope["method"] == "HEAD" and self.scope["path"] in _OWN
-            root, scope = self.guard.settings.root_path, _hide(self.scope)
+            root, scope = self.scope.get("root_path", ""), _hide(self.scope)
             scope["path"] = root + scope["path"]   # Starlette takes it off again
             if head: scope["method"] = "GET"   # no body goes out
             with _hold_place(self.guard, self.scope):

@@ -17,7 +17,7 @@ from threading import Thread
 from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.supervisors import Multiprocess, multiprocess
 
-from .app import _configure, _log_config, _open_socket, _Server, make_app
+from .app import _configure, _log_config, _open_socket, _Server, _silence, make_app
 from .bundle import BundleError, read_bundle
 from .door import close_door
 from .guard import Guard
@@ -106,6 +106,7 @@ def _export_settings(settings: Settings) -> dict[str, str]:
 
 def _prepare_process(settings: Settings) -> None:
     "Log, warnings, memory and connections of a process that serves."
+    _silence()   # before anything is imported that would call somebody
     _allow_connections()
     logging.config.dictConfig(_log_config(settings.log_format))
     warnings.filterwarnings("ignore", module="PIL")   # remarks on odd files of strangers

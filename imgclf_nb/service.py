@@ -42,9 +42,14 @@ class Service:
         self.predictor, self.max_waiting = predictor, max_waiting
         self.monitor = monitor or Monitor()
         self.waiting, self._decoded = 0, deque()   # pixels that wait for a computer, with futures
-        self._decoders = ThreadPoolExecutor(workers, "imgclf-decode")
+        self.workers = workers
+        self.open()
+
+    def open(self) -> None:
+        "Make the threads; also those of a service that was closed."
+        self._decoders = ThreadPoolExecutor(self.workers, "imgclf-decode")
         self._heavy = ThreadPoolExecutor(1, "imgclf-heavy")
-        self._computers = ThreadPoolExecutor(predictor.streams, "imgclf-compute")
+        self._computers = ThreadPoolExecutor(self.predictor.streams, "imgclf-compute")
 
     def close(self) -> None:
         "Let the threads finish what they have, and end them."

@@ -40,11 +40,15 @@ class _Base(BaseSettings):
         extra="ignore", cli_kebab_case=True, cli_implicit_flags=True, cli_hide_none_type=True,
         cli_avoid_json=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
 
-    @field_validator("port", mode="before", check_fields=False)
+    @field_validator("*", mode="before")
     @classmethod
-    def _pass_over(cls, port):
-        "Kubernetes sets IMGCLF_PORT=tcp://... where a Service is called imgclf."
-        return 8000 if re.fullmatch(r"tcp://[\d.:]+", str(port)) else port
+    def _tidy(cls, value, info):
+        "Pass over Kubernetes' IMGCLF_PORT=tcp://...; no shell has put home for `~` in `.env`."
+        if isinstance(value, Path): value = str(value)   # a source may be given as one
+        if info.field_name == "port" and re.fullmatch(r"tcp://[\d.:]+", str(value)): return 8000
+        kind = cls.model_fields[info.field_name].annotation
+        is_path = isinstance(value, str) and Path in (kind, *get_args(kind))
+        return os.path.expanduser(value) if is_path else value
 
     def __init__(self, **values):
         known = type(self).model_fields
@@ -52,7 +56,6 @@ class _Base(BaseSettings):
             if not name.startswith("_") and name not in known:
                 raise SettingsError(f"unknown setting {name!r}{nearest_names(name, known)}")
         check_environment()
-        if isinstance(values.get("source"), Path): values["source"] = str(values["source"])
         try: super().__init__(**values)
         except ValidationError as error:
             raise SettingsError(_explain(error, type(self))) from None
@@ -282,13 +285,10 @@ _PLAIN_HEAD = dict(power_norm=False, pool_grid=1)
 _BY_SOURCE = {
     "digits": dict(arch="efficientnet_lite0", image_size_px=64, flip=False, recipe="fastai",
                    head_epochs=2, fine_tune_epochs=6, fine_tune_lr=2e-3),
-    "caltech101": dict(top_n=10),
-}
+    "caltech101": dict(top_n=10)}
 
-def _resolve(
-    self,
-) -> "Settings": # A copy in which no choice of how to train is `None`
-    "Fill each setting that is `None` with what suits `source`, where there is such a thing."
+def _resolve(self) -> "Settings":
+    "Give a copy in which no choice of how to train is `None`, but what suits `source`."
     fitting = {**_PHOTOGRAPHS, **_BY_SOURCE.get(self.source, {})}
     recipe, arch = self.recipe or fitting["recipe"], self.arch or fitting["arch"]
     _refuse_unused(self, recipe)

@@ -510,3 +510,55 @@ def test_who_came_in_at_the_last_moment_is_not_cut_off():
         assert came > 10 and len(let_in) == came
         for link in let_in:
             link.close()
+
+
+MOUNTED = """
+import contextlib, os, sys
+before = {name: os.environ.get(name) for name in ("NO_PROXY", "HF_HUB_OFFLINE", "OTEL_SDK_DISABLED")}
+import uvicorn
+from fastapi import FastAPI
+from imgclf_nb.app import make_app
+from imgclf_nb.predict import Predictor
+from imgclf_nb.settings import Settings
+
+predictor = Predictor(sys.argv[1])
+apps = [make_app(Settings(), predictor=predictor) for _ in range(2)]
+
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    async with apps[0].lifespan(app), apps[1].lifespan(app): yield
+
+outer = FastAPI(lifespan=lifespan)
+outer.get("/own")(lambda: {name: os.environ.get(name) for name in before} == before)
+outer.mount("/one", apps[0])
+outer.mount("/two", apps[1])
+for _ in range(2):   # a second time, as tests do
+    with contextlib.suppress(KeyboardInterrupt): uvicorn.run(outer, port=int(sys.argv[2]), timeout_graceful_shutdown=1)
+"""
+
+
+def test_another_application_mounts_two_of_ours(tmp_path, photo):
+    """Each has its page, API and clients under its own path; the host's environment stays; it may start again."""
+    bundle = write_example_bundle(tmp_path / "model" / "bundle")
+    (tmp_path / "sea.png").write_bytes(photo)
+    with socket.create_server(("127.0.0.1", 0)) as free: port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    words = [sys.executable, "-c", MOUNTED, str(bundle.path), str(port)]
+    (tmp_path / "temporary").mkdir()
+    with subprocess.Popen(words, cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path / "temporary")}) as process:
+        try:
+            def own():
+                with suppress(httpx.HTTPError): return httpx.get(url + "/own").json()
+            for _ in range(2):
+                assert wait_for(lambda: own() is not None, 60, "the host") and own(), "its environment is another"
+                for path in ("/one", "/two"):
+                    assert httpx.post(url + path + "/predict", files={"file": ("a", photo)}).json()["label"] == "sea"
+                    client = Client(url + path, ssl_verify=False, analytics_enabled=False, verbose=False)
+                    assert client.predict(handle_file(tmp_path / "sea.png"), api_name="/predict")["label"] == "sea"
+                    assert httpx.get(url + path + "/metrics").status_code == 200
+                    assert httpx.get(url + path + "/own").status_code == 404
+                process.send_signal(signal.SIGINT)
+                wait_for(lambda: own() is None, 30, "the end")
+            process.wait(30)
+        finally: process.kill()
+    assert not list((tmp_path / "temporary").glob("imgclf-uploads-*")), "uploads stay behind"
