@@ -225,7 +225,7 @@ def load_pixels(
 ) -> np.ndarray | None:         # uint8 RGB, shape [size_px, size_px, 3]
     """Decode a picture to upright RGB pixels at the model's size; raises `ImageError`.
 
-    An array is uint8 with shape [H,W], [H,W,3] or [H,W,4].
+    An array is uint8 with shape [H,W], [H,W,1], [H,W,3] or [H,W,4].
     """
     if isinstance(source, np.ndarray): picture = _from_array(source)
     elif isinstance(source, Image.Image): picture = source
@@ -241,8 +241,9 @@ def load_pixels(
 # %% ../nbs/01_images.ipynb #01069531
 def _from_array(values: np.ndarray) -> Image.Image:
     "Wrap a uint8 array as a picture, or say what an array must look like."
+    if values.ndim == 3 and values.shape[2] == 1: values = values[..., 0]   # grey, as OpenCV has it
     grey_or_colour = values.ndim == 2 or values.ndim == 3 and values.shape[2] in (3, 4)
     if not values.size or values.dtype != np.uint8 or not grey_or_colour:
         raise ImageError(f"an array of {values.dtype} with shape {values.shape}: "
-                         f"give uint8 with shape [H,W], [H,W,3] or [H,W,4]")
+                         f"give uint8 with shape [H,W], [H,W,1], [H,W,3] or [H,W,4]")
     return Image.fromarray(values)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import Categorize, IntToFloatTensor
 from fastai.callback.data import WeightedDL
@@ -181,15 +182,18 @@ def make_loaders(
     settings: Settings,     # `batch_size`, `flip` and `balance` count here
 ) -> DataLoaders:           # Splits `train` and `val`; images float32 [B, 3, size, size], 0 to 1
     """Build the batches for training and validation; the vocabulary is the sorted labels.
-    Items are rows of the manifest: for files there is `Predictor`."""
+    Items are rows of the manifest; `Learner.predict` and `test_dl` take pictures, too."""
     settings = settings.resolve()
-    labels = manifest.label.tolist()
+    labels, look = manifest.label.tolist(), dict(size_px=settings.image_size_px, fit=settings.fit)
     rows = [np.flatnonzero(manifest.split == split).tolist() for split in ("train", "val")]
-    def read(row: int) -> TensorImage:
-        return TensorImage(from_numpy(pixels[row].transpose(2, 0, 1).copy()))
+    rows_are = (int, np.integer)
+    def read(item) -> TensorImage:
+        found = pixels[item] if isinstance(item, rows_are) else load_pixels(item, **look)
+        return TensorImage(from_numpy(found.transpose(2, 0, 1).copy()))
     def label(row: int) -> str: return labels[row]
     datasets = Datasets(range(len(manifest)), splits=rows,
                         tfms=[[read], [label, Categorize(vocab=sorted(set(labels)))]])
+    datasets.tls[0].types[0] = (*rows_are, str, Path, bytes, Image.Image, np.ndarray)
     augment = [*aug_transforms(do_flip=settings.flip), IntToFloatTensor()]
     options = {}
     if settings.balance == "sampler":

@@ -30,9 +30,6 @@ def _read(file, most_mb: float) -> bytes:
     with suppress(AttributeError, OSError): file.seek(0)   # as Pillow does; a stream can't
     data = file.read(int(most_mb * 1e6) + 1)
     if isinstance(data, str): raise ImageError("the file is open as text: open it with mode 'rb'")
-    if len(data) > most_mb * 1e6:
-        raise ImageError(f"the file has more than {most_mb:g} MB: make it smaller", "too large",
-                         "--max-file-mb")
     return data
 
 def _decode(source, info, *, max_file_mb: float = 50, **options) -> np.ndarray | None:
@@ -48,6 +45,9 @@ def _decode(source, info, *, max_file_mb: float = 50, **options) -> np.ndarray |
             if (size_mb := os.stat(source).st_size / 1e6) > max_file_mb:
                 raise ImageError(f"the file has {size_mb:.0f} MB; the limit is {max_file_mb:g}, so "
                                  "make it smaller", "too large", "--max-file-mb")
+        if isinstance(source, bytes) and len(source) > max_file_mb * 1e6:
+            raise ImageError(f"the file has more than {max_file_mb:g} MB: make it smaller",
+                             "too large", "--max-file-mb")
         if 0 in (source.size if isinstance(source, Image.Image) else getattr(source, "shape", ())):
             raise ImageError("the picture has no pixels")
         return load_pixels(source, size_px=info.image_size_px, fit=info.fit, **options)
@@ -71,6 +71,10 @@ class Prediction:
         "Whether there is a reason for doubt."
         return self.reason is not None
 
+def _check_top_k(top_k: int) -> None:
+    if not (isinstance(top_k, (int, np.integer)) and top_k > 0):
+        raise PredictError(f"top_k={top_k!r}: ask for at least 1")
+
 def _rank(probabilities: np.ndarray, labels: list, top_k: int) -> Prediction:
     "Put the `top_k` most probable labels in order; of equals, the first label leads."
     order = np.argsort(-probabilities, kind="stable")[:top_k]
@@ -89,9 +93,14 @@ class Predictor(Engine):
         max_file_mb: float = 50,    # Refuse larger files, in MB
         quick: bool = False,        # Let all cores work on a picture that comes alone
     ):
-        super().__init__(read_bundle(bundle), precision, quick)
+        if not (workers is None or isinstance(workers, int) and workers > 0):
+            raise PredictError(f"workers={workers!r}: give a number from 1")
+        super().__init__(read_bundle(os.path.expanduser(bundle)), precision, quick)
         self.workers = workers or 2 * count_cores()
         self.limits = dict(max_megapixels=max_megapixels, max_file_mb=max_file_mb)
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.info.name!r}, {len(self.labels)} classes, {self.precision})"
 
     def decode(self,
         source,                   # What `predict` takes
@@ -108,15 +117,16 @@ class Predictor(Engine):
         row: int = 0,   # Which of the N pictures
     ) -> Prediction:    # The answer
         "Put outputs into words; raises `PredictError` for a `top_k` below 1."
-        if top_k < 1: raise PredictError(f"top_k={top_k}: ask for at least 1")
+        _check_top_k(top_k)
         answer = _rank(outputs["probabilities"][row], self.labels, top_k)
         return replace(answer, reason=self._judge(answer.probability, outputs["features"][row]))
 
     def predict(self,
-        source,         # Path, bytes, open file, Pillow picture; uint8 [H,W], [H,W,3] or [H,W,4]
+        source,         # Path, bytes, open file, Pillow picture; uint8 [H,W] or [H,W,1, 3 or 4]
         top_k: int = 5, # How many classes to list, from 1
     ) -> Prediction:    # The answer
-        "Say what a picture shows; raises `ImageError` if it can't be read."
+        """Say what a picture shows; raises `ImageError` if it can't be read. What somebody else has
+        decoded may differ in a pixel: paths, bytes and files give exactly what the server says."""
         return self.rank(self.run(self.decode(source)[None]), top_k)
 
     def predict_many(self,
@@ -124,9 +134,12 @@ class Predictor(Engine):
         top_k: int = 5, # How many classes to list, from 1
     ):                  # Gives a `Prediction` or an `ImageError` for each source, in their order
         "Predict lazily; a picture that can't be read gives its error and stops nothing."
+        _check_top_k(top_k)
         one = isinstance(sources, np.ndarray) and sources.ndim < 4 and sources.dtype.kind in "uif"
         if one or _is_file(sources) or isinstance(sources, (str, os.PathLike, bytes, Image.Image)):
             raise PredictError("predict_many takes a list of pictures: use predict for one")
+        if hasattr(sources, "keys"):   # of a table it would be the names of the columns
+            raise PredictError("predict_many takes a list of pictures: give one column of a table")
         return _predict_lazily(self, sources, top_k)
 
 # %% ../nbs/07_predict.ipynb #4aebfd71
