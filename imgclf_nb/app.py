@@ -47,6 +47,11 @@ def _make_uploads(process: int) -> Path:
     return folder
 
 # %% ../nbs/09k_app.ipynb #09599903
+def _measure(file: Path) -> tuple[float, int]:
+    "When it was written, in seconds since 1970, and its size in bytes."
+    info = file.stat()
+    return info.st_mtime, info.st_size
+
 def sweep_uploads(
     folder: Path,              # Folder of the uploads
     *,
@@ -54,14 +59,16 @@ def sweep_uploads(
     most_mb: float = 1000,     # Delete the oldest until no more than this is left, in MB
 ) -> int:                      # How many files were deleted
     "Delete old uploads; the folder `keep` stays."
-    found = [(file.stat().st_mtime, file.stat().st_size, file) for file in folder.rglob("*")
-             if file.is_file() and file.relative_to(folder).parts[0] != "keep"]
-    kept, count = 0, 0
+    found, kept, count = [], 0, 0
+    for file in folder.rglob("*"):
+        if not file.is_file() or file.relative_to(folder).parts[0] == "keep": continue
+        with suppress(FileNotFoundError): found.append((*_measure(file), file))
     for written, size, file in sorted(found, key=lambda entry: -entry[0]):
         kept += size
         if time.time() - written < older_than_s and kept <= most_mb * 1e6: continue
         file.unlink(missing_ok=True)
-        if file.parent != folder and not any(file.parent.iterdir()): file.parent.rmdir()
+        with suppress(OSError):   # another file came, or another sweep was quicker
+            if file.parent != folder: file.parent.rmdir()
         count += 1
     return count
 

@@ -7,7 +7,6 @@ __all__ = ['predict_held_out', 'find_label_errors', 'measure_pictures', 'rate_di
 
 # %% ../nbs/04c_audit.ipynb #f522c222
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ from PIL import Image
 from scipy.linalg import solve
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
+from scipy.stats import median_abs_deviation
 from sklearn.model_selection import StratifiedKFold
 
 from .backbones import Backbone
@@ -156,7 +156,7 @@ def rate_distance(
         own /= np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-6)
         distance = np.linalg.norm(own - np.median(own, axis=0), axis=1)
         usual = np.median(distance)
-        spread = 1.4826 * np.median(np.abs(distance - usual))
+        spread = median_abs_deviation(distance, scale="normal")
         scores[rows] = (distance - usual) / max(spread, 1e-6)
     return scores
 

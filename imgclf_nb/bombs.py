@@ -85,7 +85,7 @@ def _walk_tiff(content, most: int = 10_000) -> str:
 
 # %% ../nbs/00b_bombs.ipynb #efd32f7c
 def find_bomb(
-    content, # Bytes of a file, or the file mapped into memory
+    content, # Bytes of a file
 ) -> str:    # What is wrong with its structure, or an empty string
     "Recognise a picture whose structure no photograph has; files of other kinds pass."
     start = content[:8]

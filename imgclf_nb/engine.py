@@ -14,7 +14,7 @@ from queue import SimpleQueue
 import numpy as np
 from PIL import Image
 
-from .bundle import Bundle, BundleError, read_bundle
+from .bundle import Bundle, BundleError
 from .files import hash_file
 from .judge import Judge
 from .settings import ImgclfError, _limit_threads

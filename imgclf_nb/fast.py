@@ -213,10 +213,10 @@ def _try_halfway(part: Learner, checkpoint: Checkpoint) -> None:
 # %% ../nbs/05a_fast.ipynb #f9e608a6
 def _fine_tune(run: FastRun, checkpoint: Checkpoint) -> None:
     "The second phase; where there is no cut, it is that of the other recipe."
+    _tell_room(run)   # before it takes long
     settings, part = run.settings, _make_part(run) if run.fed else run.learner
     callbacks = [_Patience(), *run.callbacks, *([MixUp(settings.mixup)] if settings.mixup else [])]
     rates = slice(settings.fine_tune_lr / 10, settings.fine_tune_lr)
-    _tell_room(run)
     with part.no_bar(), part.no_logging():
         if not _is_done(checkpoint):
             with part.added_cbs(callbacks):

@@ -31,13 +31,16 @@ from .settings import ImgclfError, Settings
 class CacheError(ImgclfError):
     "A picture of the manifest can no longer be read, or is another one now."
 
+def _pixel_options(settings: Settings) -> dict:
+    return dict(size_px=settings.image_size_px, fit=settings.fit,
+                max_megapixels=settings.max_megapixels)
+
 def _decode(path: str, sha256: str, settings: Settings) -> np.ndarray:
     "The pixels of one file, or an error that names it."
     try:
         content = Path(path).read_bytes()
         if hashlib.sha256(content).hexdigest() != sha256: raise ImageError("the file has changed")
-        return load_pixels(content, size_px=settings.image_size_px, fit=settings.fit,
-                           max_megapixels=settings.max_megapixels)
+        return load_pixels(content, **_pixel_options(settings))
     except (ImageError, OSError) as error:
         what = error.for_owner() if isinstance(error, ImageError) else error
         raise CacheError(f"{path}: {what}; run `imgclf prepare` again, "
@@ -80,11 +83,9 @@ class Pixels:
             pixels[place] = picture
         return pixels.reshape(*numbers.shape, *self.shape[1:])
 
-    def __getstate__(self) -> dict:   # for `Learner.export`, which pickles the transforms
-        return {**self.__dict__, "file": self.file and self.file.name}
-    def __setstate__(self, state: dict) -> None:
-        file = state["file"] and open(state["file"], "rb", buffering=0)
-        self.__dict__.update(state, file=file)
+    def __getstate__(self) -> dict:   # for `Learner.export`: without the cache, and no secret
+        settings = self.settings.model_copy(update={"api_key": None})
+        return {**self.__dict__, "file": None, "kept": 0, "settings": settings}
 
     def _read(self, row: int, into: np.ndarray) -> None:
         if os.preadv(self.file.fileno(), [into], self._start + row * into.nbytes) != into.nbytes:
@@ -184,7 +185,7 @@ def make_loaders(
     """Build the batches for training and validation; the vocabulary is the sorted labels.
     Items are rows of the manifest; `Learner.predict` and `test_dl` take pictures, too."""
     settings = settings.resolve()
-    labels, look = manifest.label.tolist(), dict(size_px=settings.image_size_px, fit=settings.fit)
+    labels, look = manifest.label.tolist(), _pixel_options(settings)
     rows = [np.flatnonzero(manifest.split == split).tolist() for split in ("train", "val")]
     rows_are = (int, np.integer)
     def read(item) -> TensorImage:

@@ -12,17 +12,20 @@ from scipy.stats import chi2, norm
 from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
 
 # %% ../nbs/08_metrics.ipynb #2402fd64
+_BINS = 15   # of equal width between 0 and 1
+
+def _bin(confidence):
+    "Number each confidence's bin from 1; bin b is ](b-1)/15, b/15]."
+    return np.ceil(confidence * _BINS).clip(1, _BINS).astype(int)
+
 def bin_confidences(
     truth: np.ndarray,         # True classes as numbers, int [N]
     probabilities: np.ndarray, # Probabilities, float [N,C]
-    *,
-    bins: int = 15,            # How many bins of equal width between 0 and 1
 ) -> pd.DataFrame:             # A row for each filled bin: confidence, accuracy (0 to 1), images
     "Compare confidence and accuracy within bins of confidence."
     answers = pd.DataFrame({"confidence": probabilities.max(1),
                             "accuracy": probabilities.argmax(1) == truth})
-    bin_of = np.ceil(answers["confidence"] * bins).clip(1, bins)   # ](b-1)/15, b/15]
-    return answers.groupby(bin_of.astype(int).rename("bin")).agg(
+    return answers.groupby(_bin(answers["confidence"]).rename("bin")).agg(
         confidence=("confidence", "mean"), accuracy=("accuracy", "mean"),
         images=("accuracy", "size"))
 
@@ -73,7 +76,7 @@ def estimate_interval(
 def _draw_calibrated(probabilities: np.ndarray, bin_of: np.ndarray, number: np.ndarray, random
                      ) -> np.ndarray:
     "The ECE of a thousand draws in which each answer is right as often as it says, a group as one."
-    confidence, bins, n_groups = probabilities.max(1), np.eye(15)[bin_of - 1], number.max() + 1
+    confidence, bins, n_groups = probabilities.max(1), np.eye(_BINS)[bin_of - 1], number.max() + 1
     return np.concatenate([
         np.abs((confidence - (random.random((50, n_groups))[:, number] < confidence)) @ bins).sum(1)
         for _ in range(20)]) / len(confidence)
@@ -82,9 +85,9 @@ def _bootstrap_ece(truth: np.ndarray, probabilities: np.ndarray, groups: np.ndar
                    ) -> list[float]:
     "Lower and upper end of the 95 % interval of the ECE, drawing whole groups."
     correct, sure = probabilities.argmax(1) == truth, probabilities.max(1)
-    bin_of = np.ceil(sure * 15).clip(1, 15).astype(int)
+    bin_of = _bin(sure)
     number = pd.factorize(np.asarray(groups))[0]
-    gaps = np.zeros((number.max() + 1, 15))            # summed over the images of a group
+    gaps = np.zeros((number.max() + 1, _BINS))            # summed over the images of a group
     np.add.at(gaps, (number, bin_of - 1), sure - correct)
     sizes, random = np.bincount(number), np.random.default_rng(seed)
     draws = np.concatenate([

@@ -6,8 +6,7 @@
 __all__ = ['COMMANDS', 'parse_words', 'env_example']
 
 # %% ../nbs/10_options.ipynb #68da29f7
-import argparse, os, re
-from pathlib import Path
+import argparse, re
 
 from pydantic import Field, create_model
 from pydantic_settings import CliApp, CliPositionalArg, CliSettingsSource
@@ -110,10 +109,6 @@ def _parse_words(parser: type, words: list) -> tuple:
     source = CliSettingsSource(parser, formatter_class=_Help, parse_args_method=set_apart)
     return CliApp.run(parser, cli_args=list(words), cli_settings_source=source), paths
 
-def _expand(value):
-    "A path with `~` as the home folder: the shell leaves it where `--model-dir=` stands before it."
-    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
-
 # %% ../nbs/10_options.ipynb #2e601a68
 def _refuse_top_k(settings: Settings, words: list) -> None:
     "Raise `SettingsError` for `--top-k` where only one class is written."
@@ -138,7 +133,7 @@ def parse_words(
         wrong = next((name for name in names if name in reason), None)
         if wrong: near = nearest_names(wrong, options)
         raise SettingsError(f"{reason}{near}; see `imgclf {command} --help`") from None
-    values = {name: _expand(getattr(given, name)) for name in given.model_fields_set - {"paths"}}
+    values = {name: getattr(given, name) for name in given.model_fields_set - {"paths"}}
     settings = Settings(**values)
     if command == "predict": _refuse_top_k(settings, words)
     return settings, paths
@@ -149,11 +144,8 @@ def env_example(
     "Write the text of `.env.example`."
     lines = ["# Settings of imgclf. Copy to .env and uncomment what you change.",
              "# An option on the command line beats the environment, which beats .env.", ""]
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     for name, field in Settings.model_fields.items():
-        bounds = [f"{sign} {getattr(rule, key)}" for rule in field.metadata
-                  for key, sign in signs.items() if hasattr(rule, key)]
-        lines.append(f"# {field.description}" + (f" [{', '.join(bounds)}]" if bounds else ""))
+        lines.append(f"# {field.description}{_limits(field)}")
         default = "" if field.default_factory or field.default is None else field.default
         if isinstance(default, bool): default = str(default).lower()
         lines += [f"# IMGCLF_{name.upper()}={default}", ""]

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
+from .metrics import _BINS
 from .report import find_fonts
 
 # %% ../nbs/08a_plots.ipynb #d9a58a9b
@@ -67,7 +68,7 @@ def plot_reliability(
     "Draw confidence against accuracy, and how many answers there are of each confidence."
     figure = Figure(figsize=(4.6, 4), layout="constrained")
     top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    width, middle = 1 / 15, (table.index - 0.5) / 15
+    width, middle = 1 / _BINS, (table.index - 0.5) / _BINS
     top.bar(middle, table["accuracy"], width * 0.92, color="tab:blue", label="share that was right")
     top.plot([0, 1], [0, 1], "--", color="grey", label="what was claimed")
     top.plot(table["confidence"], table["accuracy"], "o", ms=3, color="black")

@@ -28,7 +28,7 @@ def _is_file(source) -> bool: return callable(getattr(source, "read", None))   #
 def _read(file, most_mb: float) -> bytes:
     "The bytes of an open file, from its beginning."
     with suppress(AttributeError, OSError): file.seek(0)   # as Pillow does; a stream can't
-    data = file.read(int(most_mb * 1e6) + 1)
+    data = file.read(-1 if most_mb == float("inf") else int(most_mb * 1e6) + 1)
     if isinstance(data, str): raise ImageError("the file is open as text: open it with mode 'rb'")
     return data
 
@@ -138,7 +138,7 @@ class Predictor(Engine):
         one = isinstance(sources, np.ndarray) and sources.ndim < 4 and sources.dtype.kind in "uif"
         if one or _is_file(sources) or isinstance(sources, (str, os.PathLike, bytes, Image.Image)):
             raise PredictError("predict_many takes a list of pictures: use predict for one")
-        if hasattr(sources, "keys"):   # of a table it would be the names of the columns
+        if isinstance(sources, dict) or hasattr(sources, "columns"):   # it would be their names
             raise PredictError("predict_many takes a list of pictures: give one column of a table")
         return _predict_lazily(self, sources, top_k)
 

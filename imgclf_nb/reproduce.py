@@ -67,7 +67,6 @@ def describe_machine(
 class ReproduceError(ImgclfError):
     "A folder holds no record of a run, or the run can't be repeated where it should be."
 
-_STEPS = ("prepare", "train", "evaluate")
 _RECORDED = [*(set(_TrainSettings.model_fields) - {"resume"}), "precision", "unknown_dir",
              "robustness"]
 

@@ -37,10 +37,9 @@ class Service:
         *,
         workers: int = 2,               # Threads that decode
         max_waiting: int = 64,          # Pictures that may be under way at once
-        monitor: Monitor | None = None, # Counters; by default new ones
     ):
         self.predictor, self.max_waiting = predictor, max_waiting
-        self.monitor = monitor or Monitor()
+        self.monitor = Monitor()
         self.waiting, self._decoded = 0, deque()   # pixels that wait for a computer, with futures
         self.workers = workers
         self.open()

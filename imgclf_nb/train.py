@@ -153,8 +153,14 @@ class _State:
     def load(self) -> dict | None:
         "Read what an interrupted run left, and give the model's state, or `None` if there is none."
         if not self.path.exists(): return None
-        state = torch.load(self.path, "cpu", weights_only=True)
-        if state["key"] != self.key:
+        try:
+            state = torch.load(self.path, "cpu", weights_only=True)
+            key = state["key"]
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise SettingsError(f"can't go on from {self.path} ({reason}): train without "
+                                "--resume") from error
+        if key != self.key:
             raise SettingsError(f"{self.path} is of a run with other settings, weights, data or "
                                 "version: repeat its settings, or train without --resume")
         self.phase, self.done = state["phase"], state["done"]

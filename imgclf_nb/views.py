@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .images import ImageError, _find_turn, _simplify, convert_rgb, open_image
-from .judge import LOW, UNLIKE
+from .images import _explain_damage, _find_turn, _simplify, convert_rgb, open_image
+from .judge import UNLIKE
 from .predict import Prediction, Predictor
 
 # %% ../nbs/09e_views.ipynb #01412d76
@@ -28,15 +28,12 @@ def load_view(
     "Load a picture for people to look at; raises `ImageError`."
     picture = open_image(source, max_megapixels=max_megapixels)
     turn = _find_turn(picture)
-    try:
+    with _explain_damage():
         picture.draft(None, (side_px, side_px))
         scale = min(1, side_px / max(picture.size))
         size = [max(1, round(scale * n)) for n in picture.size]
         picture = _simplify(picture, side_px, "pad")
         picture = convert_rgb(picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
-    except ImageError: raise
-    except Exception as error:
-        raise ImageError(f"the picture is damaged ({error}); save it anew") from error
     return picture.transpose(turn) if turn is not None else picture
 
 # %% ../nbs/09e_views.ipynb #5c411e13
