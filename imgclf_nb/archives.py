@@ -58,8 +58,10 @@ class _Budget:
             raise DataError(f"{self.path} unpacks to more than {self.max_gb:g} GB; "
                             f"if that is right, allow more with --max-archive-gb")
 
+_AT_ONCE = 2**16   # bytes; some Pythons take a second for every 30 kB of a header made for it
+
 class _Metered:
-    "A file for `tarfile` that goes no further than the budget, and reads at most 64 MB at once."
+    "A file for `tarfile` that goes no further than the budget, and reads at most 64 kB at once."
     def __init__(self, file, budget): self.file, self.budget = file, budget
 
     def tell(self): return self.file.tell()
@@ -69,7 +71,7 @@ class _Metered:
         return self.file.seek(position)
 
     def read(self, size):
-        if size > 2**26: raise DataError(f"{self.budget.path} is damaged: a header of {size} bytes")
+        if size > _AT_ONCE: raise DataError(f"{self.budget.path} is damaged: a header of {size} bytes")
         self.budget.check(self.file.tell() + size)
         return self.file.read(size)
 
@@ -89,10 +91,11 @@ def _list_tar(file, budget):
     file = _Metered(gzip.open(file) if magic == b"\x1f\x8b" else file, budget)
     with tarfile.open(fileobj=file, mode="r:") as archive:
         for member in track(archive, "unpacking"):
+            if member.size < 0: raise tarfile.ReadError("a member of less than no bytes")
             yield member.name, member.isreg(), member.isdir(), partial(archive.extractfile, member)
         file.seek(archive.offset)
         if file.read(512) != bytes(512): raise tarfile.ReadError("it breaks off before its end")
-        while file.read(2**20): pass
+        while file.read(_AT_ONCE): pass
 
 def _find_reader(file):
     "The function that lists the members of this archive."
@@ -120,6 +123,7 @@ def _unpack(path, target: Path, budget, depth: int) -> list:
     left_out = []
     with open(path, "rb") as file:
         for name, plain, is_folder, open_member in _find_reader(file)(file, budget):
+            budget.spend(4096)   # at least a block of the disk, or of memory
             place = _find_place(name, budget.path)
             if is_folder: continue
             if not plain:
@@ -140,11 +144,10 @@ def _unpack(path, target: Path, budget, depth: int) -> list:
 
 # %% ../nbs/01b_archives.ipynb #9aeee3d0
 def _copy(open_member, target: Path, budget):
-    "Write one member, and count what it really holds, at least a block of the disk."
+    "Write one member, and count what it really holds."
     target.parent.mkdir(parents=True, exist_ok=True)
-    budget.spend(4096)
     with open_member() as content, open(target, "wb") as file:
-        while chunk := content.read(2**20):
+        while chunk := content.read(_AT_ONCE):
             budget.spend(len(chunk))
             file.write(chunk)
 

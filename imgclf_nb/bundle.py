@@ -8,6 +8,7 @@ __all__ = ['SCHEMA', 'BundleError', 'BundleInfo', 'Bundle', 'write_bundle', 'rea
 # %% ../nbs/06_bundle.ipynb #563d8cd9
 import hashlib, json, shutil, time, zipfile
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Literal
 
@@ -57,6 +58,8 @@ class BundleInfo(BaseModel):
         return labels
 
 # %% ../nbs/06_bundle.ipynb #7e1b9141
+_MOST_REFERENCE = 2**29   # bytes
+
 @dataclass(frozen=True)
 class Bundle:
     "A checked bundle on disk."
@@ -74,8 +77,11 @@ class Bundle:
         if "reference.npz" not in self.info.files: return {}
         file = self.path/"reference.npz"
         try:
+            with zipfile.ZipFile(file) as parts:
+                if sum(part.file_size for part in parts.infolist()) > _MOST_REFERENCE:
+                    raise ValueError("it unpacks to more than any of ours")
             with np.load(file, allow_pickle=False) as arrays: return dict(arrays)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:   # from a stranger it may hold anything
             raise BundleError(f"{file} can't be read ({error}); "
                               "copy or export the bundle again") from error
 
@@ -90,6 +96,8 @@ def _describe_doubt(info: BundleInfo) -> str:
     return f"It calls an answer unsure where {', or where '.join(found)}." if found else ""
 
 # %% ../nbs/06_bundle.ipynb #92106c01
+def _quote(value) -> str: return escape(" ".join(str(value).split()), quote=False)
+
 def _write_card(info: BundleInfo) -> str:
     "Text of the model card."
     rows = [("architecture", info.arch), ("classes", len(info.labels)),
@@ -100,10 +108,10 @@ def _write_card(info: BundleInfo) -> str:
             ("softmax temperature", f"{info.temperature:.3f}"),
             ("made with",
              ", ".join(f"{k} {v}" for k, v in info.versions.items()) or "not recorded")]
-    table = "\n".join(f"| {k} | {str(v).replace('|', '/')} |" for k, v in rows)
-    return f"""# {info.name}
+    table = "\n".join(f"| {k} | {_quote(v).replace('|', '/')} |" for k, v in rows)
+    return f"""# {_quote(info.name)}
 
-Tells apart: {', '.join(info.labels)}.
+Tells apart: {', '.join(map(_quote, info.labels))}.
 
 | | |
 |---|---|
@@ -227,7 +235,8 @@ def update_card(
         bundle = read_bundle(path)   # nobody else writes it now
         card = (bundle.path/"README.md").read_text(encoding="utf-8")
         before, _, after = card.partition("## Use\n")
-        text = f"{before.split('## Score')[0]}## Score\n\n{score.strip()}\n\n## Use\n{after}"
+        before = before.partition("\n## Score\n")[0].rstrip()
+        text = f"{before}\n\n## Score\n\n{score.strip()}\n\n## Use\n{after}"
         for name in bundle.info.files: shutil.copyfile(bundle.path/name, new/name)
         (new/"README.md").write_text(text, encoding="utf-8")
         files = {**bundle.info.files, "README.md": hash_file(new/"README.md")}

@@ -58,6 +58,10 @@ def _rows(files: list[Path], answers) -> dict:
                    "unsure": answer.unsure, "reason": answer.reason, "predictions": predictions}
 
 # %% ../nbs/10a_cli.ipynb #f3313138
+def _plain(text: str) -> str:
+    "A line for a terminal, which would obey what a stranger's file name or label may hold."
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
 def _print_rows(rows, format: str) -> None:
     "Write predictions to standard output, each as soon as it is there; to programs in UTF-8."
     if format != "table" and hasattr(sys.stdout, "reconfigure") and not sys.stdout.isatty():
@@ -78,7 +82,7 @@ def _print_rows(rows, format: str) -> None:
         for row in rows:
             best = [f"{p['label']} {p['probability']:.1%}" for p in row.get("predictions", ())]
             if row.get("unsure"): best.append(f"unsure: {row['reason']}")
-            print(f"{row['path']}   {'   '.join(best) or 'error: ' + row['error']}")
+            print(_plain(f"{row['path']}   {'   '.join(best) or 'error: ' + row['error']}"))
 
 # %% ../nbs/10a_cli.ipynb #a62b2fa3
 def _audit(settings: Settings, data: Path) -> str:
@@ -200,7 +204,7 @@ def _compare(settings: Settings, paths: list) -> None:
     if len(paths) != 2:
         raise SettingsError(f"compare takes two results folders, and got {len(paths)}: "
                             "imgclf compare RUN_A RUN_B")
-    print(compare_runs(*paths)[0])
+    print("\n".join(map(_plain, compare_runs(*paths)[0].splitlines())))
 
 def _reproduce(settings: Settings, paths: list) -> None:
     from imgclf_nb.reproduce import reproduce_run
@@ -263,7 +267,7 @@ def main(
     try:
         with _hear_interrupts(): return _do(words) or 0
     except ImgclfError as error:
-        print(f"imgclf: {' '.join(str(error).split())}", file=sys.stderr); return 2
+        print(f"imgclf: {_plain(' '.join(str(error).split()))}", file=sys.stderr); return 2
     except KeyboardInterrupt:
         print("imgclf: stopped", file=sys.stderr); return 130
     except BrokenPipeError:

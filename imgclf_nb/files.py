@@ -55,9 +55,10 @@ def _flush(path: Path) -> None:
 def _claim(partial: Path, make):
     "Make a file or folder of which no other process writes a part; `make`: function of its path."
     while True:
+        if partial.is_symlink(): partial.unlink()   # somebody's trap: it leads elsewhere
         make(partial)
         if not fcntl: break
-        try: place = os.open(partial, os.O_RDONLY)
+        try: place = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW)
         except FileNotFoundError: continue   # just renamed by whoever had it
         with suppress(OSError): fcntl.flock(place, fcntl.LOCK_EX)   # not every network has locks
         with suppress(FileNotFoundError):

@@ -117,7 +117,8 @@ def _lock(folder: Path):
     "Keep other processes and threads from building in a folder."
     with explain_storage(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder/".lock", "w") as file:
+        if (lock := folder/".lock").is_symlink(): lock.unlink()   # a trap: it leads elsewhere
+        with open(lock, "a") as file:
             if fcntl:
                 with suppress(OSError):   # some disks have no locks
                     fcntl.flock(file, fcntl.LOCK_EX)

@@ -25,17 +25,21 @@ from .sources import name_source
 def _ask_git(folder: Path, *words) -> str | None:
     "What git answers in a folder, or `None` if it can't."
     try:
-        ran = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True,
+        ran = subprocess.run(["git", "-c", "core.fsmonitor=false", "-C", str(folder), *words], capture_output=True, text=True,
                              timeout=20, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
     except (OSError, ValueError, subprocess.SubprocessError): return None
     return ran.stdout.strip() if ran.returncode == 0 else None
 
 def read_git_state(
     folder: str | Path, # Any folder
-) -> dict | None:       # commit (40 hexadecimal digits) and dirty; `None` outside a repository
-    "Read which commit a folder is at, and whether tracked files were changed since."
+) -> dict | None:       # commit (40 hexadecimal digits), dirty; `None` outside a repository
+    """Read which commit a folder is at, and whether tracked files were changed since. A folder that
+    brings programs of its own (git's filters) is not asked: `dirty` is `None`."""
     commit = _ask_git(folder, "rev-parse", "HEAD")
     if commit is None: return None
+    filters = _ask_git(folder, "config", "--show-scope", "--get-regexp", r"^filter\.") or ""
+    if any(line.startswith(("local", "worktree")) for line in filters.splitlines()):
+        return {"commit": commit, "dirty": None}
     return {"commit": commit,
             "dirty": bool(_ask_git(folder, "status", "--porcelain", "--untracked-files=no"))}
 

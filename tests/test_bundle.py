@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from imgclf_nb import bundle as bundle_module
-from imgclf_nb import predict
+from imgclf_nb import engine, predict
 from imgclf_nb.bundle import BundleError, BundleInfo, read_bundle, update_card, write_bundle
 from imgclf_nb.example import write_example_bundle
 
@@ -132,11 +132,11 @@ def test_a_bundle_that_is_replaced_while_it_is_read(bundle, monkeypatch):
 
 def test_a_network_that_was_replaced_while_it_was_loaded(bundle, monkeypatch):
     """No labels of the old model over the answers of the new one."""
-    compile_network = predict._compile
+    compile_network = engine._compile
     def replace_first(*arguments):
         write_example_bundle(bundle.path, labels=["red", "white", "blue"], temperature=3)
         return compile_network(*arguments)
-    monkeypatch.setattr(predict, "_compile", replace_first)
+    monkeypatch.setattr(engine, "_compile", replace_first)
     with pytest.raises(BundleError, match="replaced while it was loaded: start again"):
         predict.Predictor(bundle.path)
 
