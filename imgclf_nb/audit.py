@@ -171,33 +171,41 @@ def find_odd_images(
     manifest: pd.DataFrame, # Columns label, width_px, height_px, of N pictures
     pixels: np.ndarray,     # uint8 [N, S, S, 3], or what can be indexed like it
     features: np.ndarray,   # Float [N, D]
-) -> pd.DataFrame:          # row, kind, value; for each kind, the oddest first
+) -> pd.DataFrame:          # row, kind, value; the oddest first. `attrs`: kinds that are common
     "List pictures that are dark, bright, low in contrast, blurred, long, or far from their class."
     sides = manifest[["width_px", "height_px"]].to_numpy()
     measures = measure_pictures(pixels).assign(
         aspect=sides.max(1) / np.maximum(sides.min(1), 1),
         distance=rate_distance(features, manifest.label.to_numpy()))
-    tables = []
+    tables, common = [pd.DataFrame(dict(row=[], kind=[], value=[])).astype({"row": int})], {}
     for kind, (name, sign, limit) in _ODD.items():
         values = measures[name].sort_values(ascending=sign == "<", kind="stable")
         values = values[values < limit if sign == "<" else values > limit]
-        if len(values) <= _TRAIT * len(manifest):
+        if len(values) <= max(3, _TRAIT * len(manifest)):
             tables.append(pd.DataFrame(dict(row=values.index, kind=kind, value=values.values)))
-    return pd.concat(tables, ignore_index=True)
+        else: common[kind] = len(values)
+    table = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+    table.attrs = common
+    return table
 
 # %% ../nbs/04c_audit.ipynb #27e474b1
 def _show(pixels: np.ndarray, rows, captions) -> list:
     "Pictures with captions, as a part of a report."
     return [(Image.fromarray(pixels[int(row)]), caption) for row, caption in zip(rows, captions)]
 
+_MANY = 0.2   # share of the pictures
 def _describe(suspects: pd.DataFrame, odd: pd.DataFrame, pixels: np.ndarray) -> list:
     "The sections of a report: the forty worst labels, and a dozen pictures of each odd kind."
     worst = suspects[suspects.is_error][:40]
     captions = [f"{line.label}: rather {line.suggested}? ({line.score:.2f})"
                 for line in worst.itertuples()]
-    told = (f"{len(suspects):,} pictures look like another class than their label's; "
-            f"{suspects.is_error.sum():,} are probably wrong, the likeliest of them first. "
-            f"All are in suspects.csv. A score of 0 is a sure error; at 0.5 nobody can tell.")
+    told = (f"Pictures that look like another class than their label's: {len(suspects):,}; labels "
+            f"that are probably wrong: {suspects.is_error.sum():,}, the likeliest of them first. "
+            "All are in suspects.csv. The nearer a score is to 0, the surer; at 0.5 nobody can "
+            "tell, and of a class with few pictures not much is known.")
+    if suspects.is_error.sum() > _MANY * len(pixels):
+        told += (" These are so many that the classes may rather be hard to tell apart: look at "
+                 "some before you drop any.")
     labels, parts = [told, *([_show(pixels, worst.row, captions)] if len(worst) else [])], []
     for kind, rows in odd.groupby("kind", sort=False):
         name, sign, limit = _ODD[kind]
@@ -205,6 +213,8 @@ def _describe(suspects: pd.DataFrame, odd: pd.DataFrame, pixels: np.ndarray) -> 
         parts += [f"{kind.capitalize()} ({name} {'under' if sign == '<' else 'over'} {limit:g}): "
                   f"{len(rows):,}{of_all}.",
                   _show(pixels, rows.row[:12], [f"{value:.2f}" for value in rows.value])]
+    parts += [f"{kind.capitalize()}: {count:,}. Of so many it is a trait, so none is listed."
+              for kind, count in odd.attrs.items()]
     return [("Likely label errors", labels),
             ("Odd pictures", parts or ["None: no picture is beyond the limits."])]
 

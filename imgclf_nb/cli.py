@@ -97,7 +97,8 @@ def _audit(settings: Settings, data: Path) -> str:
     except WeightsError as error: return f"; labels not looked at: {error}"
     sections, (suspects, odd) = audit_data(settings, backbone)
     add_sections(data/"report.html", sections)
-    return f"; {suspects:,} labels are probably wrong, {odd:,} pictures are odd"
+    labels = "1 label is" if suspects == 1 else f"{suspects:,} labels are"
+    return f"; {labels} probably wrong, {odd:,} picture{' is' if odd == 1 else 's are'} odd"
 
 # %% ../nbs/10a_cli.ipynb #ba33efe8
 def _prepare(settings: Settings, unpacked=None) -> None:
@@ -261,6 +262,7 @@ def main(
     if not words or words[0] in ("-h", "--help", "help"): print(_overview()); return 0
     if words[0] in ("-V", "--version"): print(__version__); return 0
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    warnings.filterwarnings("ignore", message="Glyph")   # of a label, which no font has
     for stream in (sys.stdout, sys.stderr):   # a label may have letters that its encoding lacks
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     atexit.register(gc.freeze)   # what is left then need not be searched for cycles

@@ -173,10 +173,9 @@ def _show_twins(pairs: pd.DataFrame, settings: Settings, most: int = 30) -> list
     pictures = [(Image.fromarray(look(path)), f"{label}: {Path(path).name}, {row.correlation:.3f}")
                 for row in order[:most].itertuples()
                 for path, label in ((row.path, row.label), (row.twin, row.twin_label))]
-    return [f"{len(pairs):,} pairs show the same photograph, whole or in part; each pair is kept "
-            f"on one side of the split. {conflicts:,} of them have two labels. All are in "
-            f"twins.csv; here are the first {min(most, len(pairs))}, pair by pair, with their "
-            "correlation.",
+    return [f"Pairs that show the same photograph, whole or in part: {len(pairs):,}; each is kept "
+            f"on one side of the split. With two labels: {conflicts:,}. All are in twins.csv; the "
+            f"first {most} at the most are here, pair by pair, with their correlation.",
             pictures]
 
 # %% ../nbs/02c_data.ipynb #4b237b78
@@ -186,7 +185,8 @@ def _write_overview(manifest, quarantine, pairs, source: Source, settings: Setti
     counts = counts.assign(total=counts.sum(axis=1)).rename_axis(index=None, columns=None)
     smaller = source.files.label.nunique() - len(counts)
     aside = [f"{n:,} {what}" for what, n in source.ignored.items()]
-    aside += [f"{smaller} other classes"] if smaller else []
+    aside += [f"{smaller} other class{'es' * (smaller > 1)}"] if smaller else []
+    aside += [f"{len(quarantine):,} in quarantine"] if len(quarantine) else []
     twice = manifest[manifest.duplicated("sha256", keep=False)].sort_values(["group", "path"])
     conflicts = quarantine[quarantine.reason.str.startswith(CONFLICT)]
     seen = f"As the model sees them: {settings.fit}, {settings.image_size_px} px"

@@ -6,8 +6,7 @@
 __all__ = ['find_top_losses', 'summarize_metrics', 'evaluate']
 
 # %% ../nbs/08c_evaluate.ipynb #f6de8ff0
-import json, platform, sys, time
-from importlib.metadata import version
+import json, sys, time
 from math import inf
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from scipy.special import softmax
 
 from .bundle import BundleError, read_bundle, update_card
 from .calibrate import find_logits
-from .data import find_data, fingerprint_data, read_manifest
+from .data import find_data, read_manifest
 from .files import StorageError, check_writable, write_atomic
 from .images import load_pixels
 from .metrics import bin_confidences, compute_metrics, measure_ece
@@ -28,8 +27,8 @@ from .predict import Predictor
 from .probes import list_unknown, plot_robustness
 from .slices import plot_slices
 from .report import write_report, write_table
-from .scoring import (_say_origin, check_fit, find_test_images, predict_test,
-                               score_probes)
+from .scoring import (_say_origin, _state_facts, check_fit, find_test_images,
+                               predict_test, score_probes)
 from .sources import check_origin
 from .settings import Settings
 
@@ -72,11 +71,16 @@ def _say(share: float | None, interval: list) -> str:
     if share is None: return "none"
     return f"{share:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
 
+def _say_groups(metrics: dict) -> str:
+    "Of how few photographs the test images are, where several show the same."
+    n_groups = metrics.get("dataset", {}).get("n_test_groups", metrics["n_test"])
+    return f" of {n_groups:,} photographs" if n_groups < 0.8 * metrics["n_test"] else ""
+
 def _say_interval(metrics: dict) -> str:
     "The 95 % interval of the accuracy in words."
     low, high = metrics["accuracy_ci95"]
     if metrics["accuracy"] < 1: return f"95 % interval {low:.2%} to {high:.2%}"
-    return f"no error in {metrics['n_test']:,}; 95 % interval from {low:.2%}"
+    return f"no error in {metrics['n_test']:,}{_say_groups(metrics)}; 95 % interval from {low:.2%}"
 
 def _name_untested(per_class: dict, most: int = 10) -> str:
     "The classes without a test image, or an empty string."
@@ -85,9 +89,9 @@ def _name_untested(per_class: dict, most: int = 10) -> str:
     return ", ".join(names[:most]) + more
 
 def _find_weakest(per_class: dict) -> tuple[str, dict]:
-    "Name and scores of the class with the least F1, of those with a test image."
+    "Name and scores of the class with the least F1, and of these the least known."
     return min(((label, scores) for label, scores in per_class.items() if scores["support"]),
-               key=lambda pair: pair[1]["f1"])
+               key=lambda pair: (pair[1]["f1"], pair[1]["f1_ci95"]))
 
 # %% ../nbs/08c_evaluate.ipynb #7e81d2db
 def summarize_metrics(
@@ -100,10 +104,11 @@ def summarize_metrics(
     answered, unknown = metrics["answered"], metrics["unknown"]
     tested = sum(scores["support"] > 0 for scores in metrics["per_class"].values())
     untested = _name_untested(metrics["per_class"])
-    rows = [("test images", f"{n_test:,} in {tested} class{'es' * (tested > 1)}, {wrong:,} wrong"),
+    images = f"{n_test:,}{_say_groups(metrics)} in {tested} class{'es' * (tested > 1)}"
+    rows = [("test images", f"{images}, {wrong:,} wrong"),
             *([("not tested", untested)] if untested else []),
             ("accuracy", f"{metrics['accuracy']:.2%}  ({_say_interval(metrics)})"),
-            ("top-5 accuracy", f"{metrics['top5_accuracy']:.2%}"),
+            *([("top-5 accuracy", f"{metrics['top5_accuracy']:.2%}")] if tested > 5 else []),
             ("macro F1", f"{metrics['macro_f1']:.4f}"),
             ("log loss", f"{metrics['log_loss']:.4f}"), ("Brier score", f"{metrics['brier']:.4f}"),
             ("calibration error", _say(metrics["ece"], metrics["ece_ci95"])),
@@ -114,20 +119,6 @@ def summarize_metrics(
             ("weakest class", f"{worst}, F1 {scores['f1']:.3f}"),
             ("model", f"{model['arch']}, {model['precision']}, on {metrics['dataset']['name']}")]
     return "\n".join(f"  {name:<18} {value}" for name, value in rows)
-
-# %% ../nbs/08c_evaluate.ipynb #d206f149
-def _describe(predictor: Predictor, manifest: pd.DataFrame, name: str) -> dict:
-    "What was scored on what, with which versions."
-    info, count = predictor.info, manifest["split"].value_counts()
-    names = ("imgclf_nb", "openvino", "numpy", "pillow", "scikit-learn", "scipy")
-    versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
-    counts = {f"n_{split}": int(count.get(split, 0)) for split in ("train", "val", "test")}
-    return {"dataset": {"name": name, "fingerprint": fingerprint_data(manifest), **counts},
-            "model": {"name": info.name, "arch": info.arch, "sha256": predictor.sha256,
-                      "network": info.files["model.onnx"], "fit": info.fit,
-                      "trained_on": info.data.get("fingerprint"), "precision": predictor.precision,
-                      "image_size_px": info.image_size_px, "temperature": info.temperature},
-            "versions": versions}
 
 # %% ../nbs/08c_evaluate.ipynb #1fb6dd00
 def _say_in_short(metrics: dict) -> list[str]:
@@ -152,7 +143,8 @@ def _say_in_short(metrics: dict) -> list[str]:
 def _list_scores(metrics: dict) -> pd.DataFrame:
     "The numbers of the score as a table, with intervals where there are some."
     rows = {"accuracy": _say(metrics["accuracy"], metrics["accuracy_ci95"]),
-            "accuracy, best of five": f"{metrics['top5_accuracy']:.1%}",
+            **({"accuracy, best of five": f"{metrics['top5_accuracy']:.1%}"}
+               if len(metrics["labels"]) > 5 else {}),
             "macro F1": f"{metrics['macro_f1']:.3f}",
             "weighted F1": f"{metrics['weighted_f1']:.3f}",
             "log loss": f"{metrics['log_loss']:.4f}", "Brier score": f"{metrics['brier']:.4f}",
@@ -227,7 +219,7 @@ def _write_score(metrics: dict) -> str:
             ("calibration error (ECE)", _say(metrics["ece"], metrics["ece_ci95"])),
             ("answered without a warning", f"{answered['coverage']:.1%}, of these right "
              + _say(answered["accuracy"], answered["accuracy_ci95"]))]
-    if unknown: rows.append((f"unknown accepted, of {unknown['images']:,} pictures",
+    if unknown: rows.append((f"unknown accepted, of {unknown['images']:,}",
                              _say(unknown["accepted"], unknown["accepted_ci95"])))
     rows += [(name, f"{_say(part['accuracy'], part['accuracy_ci95'])} of {part['images']:,}; "
               f"{part['rule']}") for name, part in metrics["slices"].items()]
@@ -260,7 +252,8 @@ def _write_results(settings: Settings, metrics: dict, test: pd.DataFrame, given:
     sections = _list_sections(metrics, test, probabilities, answers, matrix)
     with write_atomic(folder/"confusion_matrix.png") as partial:
         matrix.savefig(partial, format="png", dpi=110)
-    title = f"{metrics['model']['name']}: results on the test images"
+    names = dict.fromkeys((metrics["model"]["name"], metrics["dataset"]["name"]))
+    title = f"{' on '.join(names)}: results on the test images"
     write_report(folder/"report.html", title, sections)
     rows = pd.concat([test[["path", "sha256", "group", "label"]], answers], axis=1)
     write_table(rows, folder/"predictions.csv", folder=find_data(settings))
@@ -293,7 +286,7 @@ def evaluate(
     scores["ece_before"] = measure_ece(truth, plain)
     times.append(time.perf_counter())
     seconds = dict(zip(("load", "predict", "probe", "score"), np.diff(times).round(3).tolist()))
-    metrics = {"schema": 1, **scores, **probed, **_describe(predictor, manifest, folder.name),
+    metrics = {"schema": 1, **scores, **probed, **_state_facts(predictor, manifest, folder.name),
                "seed": settings.seed, "seconds": seconds}
     _update_card(predictor, metrics, settings.model_dir/"bundle")
     _write_results(settings, metrics, test, (probabilities, answers))

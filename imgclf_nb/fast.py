@@ -208,7 +208,7 @@ def _try_halfway(part: Learner, checkpoint: Checkpoint) -> None:
                      valid_accuracy=share, seconds=round(time.perf_counter() - began, 2)))
     checkpoint.best = {"loss": loss, "epoch": len(rows), "model": middle}
     print(f"  halfway    from the head to the last epoch: validation loss {loss:.3f}, "
-          f"accuracy {share:.1%}", file=sys.stderr, flush=True)
+          f"accuracy {share:.1%}; this is kept", file=sys.stderr, flush=True)
 
 # %% ../nbs/05a_fast.ipynb #f9e608a6
 def _fine_tune(run: FastRun, checkpoint: Checkpoint) -> None:

@@ -176,7 +176,7 @@ def _prove(source: Bundle, trial: Bundle, images: tuple, truth: np.ndarray) -> t
     ours, theirs = (_answer_served(predictor, *images) for predictor in predictors)
     metrics = compare_int8(ours["probabilities"], theirs["probabilities"], truth=truth)
     speeds = measure_speed(predictors, pixels[rows[:64]])
-    return dict(**metrics, float_precision=predictors[0].precision,
+    return dict(**metrics, images=len(truth), float_precision=predictors[0].precision,
                 float_images_per_s=speeds[0], images_per_s=speeds[1],
                 float_bytes=source.model_file.stat().st_size,
                 bytes=trial.model_file.stat().st_size), theirs
@@ -220,6 +220,7 @@ def say_gain(
     return (f"int8, {ratio:.2f} times as fast as {gain['float_precision']} "
             f"({gain['images_per_s']:,.0f} against {gain['float_images_per_s']:,.0f} images/s), "
             f"{gain['bytes'] / 1e6:.1f} MB instead of {gain['float_bytes'] / 1e6:.1f}; "
-            f"{gain['accuracy']:.2%} of the validation images right instead of "
+            f"{gain['accuracy']:.2%} of {gain['images']:,} validation images right instead of "
             f"{gain['float_accuracy']:.2%}, {gain['same_top1']:.2%} of the answers the same"
+            + ("" if gain["images"] >= 100 else "; these are too few to notice a change of 1 %")
             + ("" if ratio > 1.1 else ". It is no faster: `imgclf export` puts the float one back"))

@@ -6,8 +6,9 @@
 __all__ = ['EvaluationError', 'check_fit', 'predict_test', 'find_test_images', 'score_probes']
 
 # %% ../nbs/08b_scoring.ipynb #87ae0c43
-import sys
+import platform, sys
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,21 @@ def find_test_images(
                                       "may be no test image any more: run imgclf prepare again, "
                                       "and train")
     return test
+
+# %% ../nbs/08b_scoring.ipynb #d206f149
+def _state_facts(predictor: Predictor, manifest: pd.DataFrame, name: str) -> dict:
+    "What was scored on what, with which versions."
+    info, count = predictor.info, manifest["split"].value_counts()
+    names = ("imgclf_nb", "openvino", "numpy", "pillow", "scikit-learn", "scipy")
+    versions = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    counts = {f"n_{split}": int(count.get(split, 0)) for split in ("train", "val", "test")}
+    counts["n_test_groups"] = int(manifest.group[manifest.split == "test"].nunique())
+    return {"dataset": {"name": name, "fingerprint": fingerprint_data(manifest), **counts},
+            "model": {"name": info.name, "arch": info.arch, "sha256": predictor.sha256,
+                      "network": info.files["model.onnx"], "fit": info.fit,
+                      "trained_on": info.data.get("fingerprint"), "precision": predictor.precision,
+                      "image_size_px": info.image_size_px, "temperature": info.temperature},
+            "versions": versions}
 
 # %% ../nbs/08b_scoring.ipynb #5d183f74
 def _share(right, groups) -> dict:

@@ -40,10 +40,11 @@ def split_groups(
         sizes = rows.group.value_counts()
         order = sorted(sizes.index, key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).digest())
         free = {group: int(sizes[group]) for group in order if group not in placed}
-        for n_left, split in zip(range(len(missing), 0, -1), missing):
+        for number, split in enumerate(missing):
             there = sum(int(n) for group, n in sizes.items() if placed.get(group) == split)
             target = max(1, int(len(rows) * shares[split] + 0.5)) - there
-            for group in _take(free, target, n_left) if target > 0 else []:
+            empty = {*missing[number + 1:], "train"} - {placed.get(group) for group in sizes.index}
+            for group in _take(free, target, len(empty)) if target > 0 else []:
                 placed[group] = split
                 del free[group]
         placed.update(dict.fromkeys(free, "train"))
