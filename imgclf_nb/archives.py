@@ -71,7 +71,8 @@ class _Metered:
         return self.file.seek(position)
 
     def read(self, size):
-        if size > _AT_ONCE: raise DataError(f"{self.budget.path} is damaged: a header of {size} bytes")
+        if size > _AT_ONCE:
+            raise DataError(f"{self.budget.path} is damaged: a header of {size} bytes")
         self.budget.check(self.file.tell() + size)
         return self.file.read(size)
 

@@ -95,9 +95,9 @@ def _describe_doubt(info: BundleInfo) -> str:
              if key in info.thresholds]
     return f"It calls an answer unsure where {', or where '.join(found)}." if found else ""
 
-# %% ../nbs/06_bundle.ipynb #92106c01
 def _quote(value) -> str: return escape(" ".join(str(value).split()), quote=False)
 
+# %% ../nbs/06_bundle.ipynb #92106c01
 def _write_card(info: BundleInfo) -> str:
     "Text of the model card."
     rows = [("architecture", info.arch), ("classes", len(info.labels)),

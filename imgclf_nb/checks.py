@@ -28,7 +28,7 @@ def _decode(data: bytes, settings: Settings) -> tuple:
     plain = picture.format == "JPEG" and picture.mode in ("L", "RGB")
     if settings.twins: look = describe_picture(read_grey(data, max_megapixels=limit))
     if not (settings.twins and plain):
-        whole = data if picture.format == "JPEG" else picture   # `load_pixels` drafts bytes, no pictures
+        whole = data if picture.format == "JPEG" else picture   # it drafts bytes, no pictures
         load_pixels(whole, size_px=settings.image_size_px, fit=settings.fit, max_megapixels=limit)
     return *measure_image(picture), look
 

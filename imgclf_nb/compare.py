@@ -70,7 +70,7 @@ def measure_difference(
     right_b: np.ndarray, # Whether model B is right on the same images, bool [N]
     *,
     groups,              # Group of each image, [N]
-) -> dict:               # images, a_only, b_only, group_wins, difference (A - B), its interval, p_value
+) -> dict: # images, a_only, b_only, group_wins, difference (A - B), difference_ci95, p_value
     "Test whether one of two models is right more often than the other (McNemar, 1947)."
     ahead = pd.Series(np.asarray(right_a, int) - np.asarray(right_b, int))
     by_group = ahead.groupby(np.asarray(groups)).sum()

@@ -32,6 +32,7 @@ def _read(file, most_mb: float) -> bytes:
     if isinstance(data, str): raise ImageError("the file is open as text: open it with mode 'rb'")
     return data
 
+# %% ../nbs/07_predict.ipynb #f5d83ae1
 def _decode(source, info, *, max_file_mb: float = 50, **options) -> np.ndarray | None:
     "Load a picture as `load_pixels` does; raise `ImageError` for whatever is wrong with it."
     try:

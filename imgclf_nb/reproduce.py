@@ -25,8 +25,9 @@ from .sources import name_source
 def _ask_git(folder: Path, *words) -> str | None:
     "What git answers in a folder, or `None` if it can't."
     try:
-        ran = subprocess.run(["git", "-c", "core.fsmonitor=false", "-C", str(folder), *words], capture_output=True, text=True,
-                             timeout=20, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
+        ran = subprocess.run(["git", "-c", "core.fsmonitor=false", "-C", str(folder), *words],
+                             capture_output=True, text=True, timeout=20,
+                             env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
     except (OSError, ValueError, subprocess.SubprocessError): return None
     return ran.stdout.strip() if ran.returncode == 0 else None
 
