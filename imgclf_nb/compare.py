@@ -96,7 +96,7 @@ def say_difference(
     "Say whether the difference is real."
     low, high = (100 * end for end in found["difference_ci95"])
     points, tossed = 100 * found["difference"], sum(found["group_wins"])
-    facts = (f"{points:+.2f} points ({low:+.2f} to {high:+.2f}), p = {found['p_value']:.2g}; of "
+    facts = (f"{name_a} has {points:+.2f} points ({low:+.2f} to {high:+.2f}), p = {found['p_value']:.2g}; of "
              f"{found['images']:,} images only {name_a} is right on {found['a_only']:,}, only "
              f"{name_b} on {found['b_only']:,}")
     if not found["a_only"] + found["b_only"]:
@@ -139,7 +139,8 @@ def compare_runs(
     for name in ("accuracy", "macro_f1", "log_loss", "brier", "ece"):
         if all(isinstance(score.get(name), float) for score in scores):
             rows.append(f"  {name:<20}" + "".join(f"{score[name]:>12.4f}" for score in scores))
-    names = [f"  {letter}  {run}: {score['model']['name']}, {score['model']['arch']}"
+    names = [f"  {letter}  {run}: "
+             + ", ".join(filter(None, map(score["model"].get, ("name", "arch", "precision"))))
              for letter, run, score in zip("AB", (run_a, run_b), scores)]
     for letter, score in zip("AB", scores):
         tested, learned = score.get("dataset"), score["model"].get("trained_on")

@@ -29,7 +29,7 @@ from .slices import plot_slices
 from .report import write_report, write_table
 from .scoring import (_say_origin, _state_facts, check_fit, find_test_images,
                                predict_test, score_probes)
-from .sources import check_origin
+from .sources import check_origin, tell_changes
 from .settings import Settings
 
 # %% ../nbs/08c_evaluate.ipynb #a8914944
@@ -266,7 +266,9 @@ def evaluate(
 ) -> dict:              # What metrics.json holds
     "Score the bundle on the test split; writes the score, the answers, a report and the card."
     times, folder = [time.perf_counter()], find_data(settings)
-    if "source" in settings.model_fields_set: check_origin(folder, settings.source)
+    if "source" in settings.model_fields_set:
+        check_origin(folder, settings.source)
+        tell_changes(settings, folder)
     manifest = read_manifest(folder)
     predictor = Predictor(settings.model_dir/"bundle", workers=settings.workers, max_file_mb=inf,
                           precision=settings.precision, max_megapixels=settings.max_megapixels)

@@ -24,7 +24,7 @@ from .fast import FastRun, fit_fast
 from .files import check_writable, hash_file, write_atomic
 from .loaders import cache_pixels, make_loaders
 from .settings import Settings, count_cores
-from .sources import check_origin
+from .sources import check_origin, tell_changes
 from .splits import check_splits
 from .train import (Checkpoint, _save_tensors, find_lr, fit_phases, make_learner,
                              plot_history)
@@ -101,6 +101,7 @@ def train_model(
     check_writable(settings.model_dir, results)   # before minutes go by
     data = find_data(settings)
     check_origin(data, settings.source)
+    tell_changes(settings, data)
     manifest = _read_pictures(data, settings)
     backbone = load_backbone(arch, weights=settings.weights, size_px=size_px)
     set_seed(settings.seed)

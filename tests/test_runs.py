@@ -45,7 +45,7 @@ def test_a_real_difference_and_luck(imgclf, tmp_path):
     write_run(tmp_path / "poor", n >= 40)
     write_run(tmp_path / "lucky", (n >= 10) | (n < 3))   # 3 right that `good` has wrong, 2 the other way
     ran = imgclf("compare", "good", "poor")
-    assert ran.returncode == 0 and "The difference is real: A is better; +8.00 points" in ran.stdout
+    assert ran.returncode == 0 and "The difference is real: A is better; A has +8.00 points" in ran.stdout
     assert imgclf("compare", "poor", "good").stdout.splitlines()[-1].startswith("The difference is real: B is better")
     assert imgclf("compare", "good", "lucky").stdout.splitlines()[-1].startswith("Can't tell")
 
