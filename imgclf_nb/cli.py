@@ -112,7 +112,9 @@ def _prepare(settings: Settings, unpacked=None) -> None:
     counts = ", ".join(f"{(manifest.split == name).sum():,} {name}" for name in SPLITS)
     others = _say_counts(_recall(data).get("ignored", {}))
     found = f"; left out: {others}" if others else ""
-    found += _audit(settings, data) if settings.audit else ""
+    if set(manifest.split) == {"test"} and not (settings.arch or settings.weights):
+        found += "; labels not looked at: name the network with --arch" * settings.audit
+    elif settings.audit: found += _audit(settings, data)
     n = manifest.label.nunique()
     print(f"{data}: {len(manifest):,} pictures of {n} class{'es' * (n > 1)} ({counts}); "
           f"{aside:,} set aside{found}. See {data/'report.html'}", flush=True)
