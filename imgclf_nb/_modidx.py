@@ -129,6 +129,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'imgclf_nb.bundle.BundleInfo': ('bundle.html#bundleinfo', 'imgclf_nb/bundle.py'),
                                   'imgclf_nb.bundle.BundleInfo._differ': ('bundle.html#bundleinfo._differ', 'imgclf_nb/bundle.py'),
                                   'imgclf_nb.bundle._check_files': ('bundle.html#_check_files', 'imgclf_nb/bundle.py'),
+                                  'imgclf_nb.bundle._check_place': ('bundle.html#_check_place', 'imgclf_nb/bundle.py'),
                                   'imgclf_nb.bundle._describe_doubt': ('bundle.html#_describe_doubt', 'imgclf_nb/bundle.py'),
                                   'imgclf_nb.bundle._quote': ('bundle.html#_quote', 'imgclf_nb/bundle.py'),
                                   'imgclf_nb.bundle._read_info': ('bundle.html#_read_info', 'imgclf_nb/bundle.py'),

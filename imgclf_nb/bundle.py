@@ -6,7 +6,8 @@
 __all__ = ['SCHEMA', 'BundleError', 'BundleInfo', 'Bundle', 'write_bundle', 'read_bundle', 'update_card']
 
 # %% ../nbs/06_bundle.ipynb #563d8cd9
-import hashlib, json, shutil, time, zipfile
+import hashlib, json, os, shutil, time, zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -138,6 +139,14 @@ Its scores hold for pictures like those it learned from; measure it on your own 
 on it.
 """
 
+# %% ../nbs/06_bundle.ipynb #90e3b214
+def _check_place(path: Path) -> None:
+    "Raise `BundleError` for a folder of somebody's files, which a bundle would replace."
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if os.listdir(path) and not (path/"bundle.json").exists():
+            raise BundleError(f"{path} holds other files and no bundle, and would be replaced: "
+                              "move them away, or choose another --model-dir")
+
 # %% ../nbs/06_bundle.ipynb #5cef7626
 def _write_info(path: Path, new: Path, info: BundleInfo) -> Bundle:
     "Write `bundle.json` into a new folder; give the bundle that will be in `path`."
@@ -154,6 +163,7 @@ def write_bundle(
 ) -> Bundle:                 # The bundle, as `read_bundle` would give it
     "Write a model bundle, which appears whole or not at all."
     path, model_file = Path(path), Path(model_file)
+    _check_place(path)
     if not model_file.is_file():
         raise BundleError(f"no such file {model_file}: export the model to ONNX first")
     if model_file.with_name(model_file.name + ".data").exists():

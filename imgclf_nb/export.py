@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from .backbones import LinearHead
-from .bundle import Bundle, BundleError, BundleInfo, write_bundle
+from .bundle import Bundle, BundleError, BundleInfo, _check_place, write_bundle
 from .calibrate import calibrate_model, write_temperature
 from .data import find_data, fingerprint_data, read_manifest
 from .engine import check_precision
@@ -182,6 +182,7 @@ def train_bundle(
 ) -> Bundle:            # The bundle in `model_dir/bundle`
     "Train on a prepared data set and export the result; raises `ImgclfError`."
     check_precision(settings.precision)
+    _check_place(settings.model_dir/"bundle")   # before minutes go by
     settings = settings.resolve()
     learner = train_model(settings)
     data = find_data(settings)
