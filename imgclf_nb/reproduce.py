@@ -69,6 +69,8 @@ def describe_machine(
             "hardware": hardware, "git": read_git_state(code if tracked else here)}
 
 # %% ../nbs/08e_reproduce.ipynb #0a4e3655
+_STEPS = ("prepare", "train", "export", "evaluate")
+
 class ReproduceError(ImgclfError):
     "A folder holds no record of a run, or the run can't be repeated where it should be."
 
@@ -93,6 +95,8 @@ def _is_record(record) -> bool:
     return bool(parts) and isinstance(parts, list) and all(
         isinstance(part, dict) and "git" in part
         and all(isinstance(part.get(name), kind) for name, kind in kinds.items())
+        and all(step in _STEPS for step in part["steps"])
+        and {"data_dir", "model_dir"} <= set(part["settings"])
         for part in parts)
 
 def _read_record(run: str | Path) -> dict:
@@ -102,7 +106,7 @@ def _read_record(run: str | Path) -> dict:
     except FileNotFoundError:
         raise ReproduceError(f"{file} is missing: give the results folder of a run by "
                              "`imgclf train`, `run` or `evaluate`") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ReproduceError(f"can't read {file} ({error}): copy it again") from error
     if not _is_record(record):
         raise ReproduceError(f"{file} is no record that this program reads (schema 1): "
