@@ -109,7 +109,7 @@ def test_twins_with_two_labels_are_listed_and_stay_together(scenes, tmp_path):
     by_path = manifest.set_index("path")
     for one, other in zip(data / twins.path, data / twins.twin):
         assert by_path.group[str(one)] == by_path.group[str(other)] and by_path.split[str(one)] == by_path.split[str(other)]
-    assert "10 of them have two labels" in (data / "report.html").read_text()
+    assert "With two labels: 10" in (data / "report.html").read_text()
     naive = read_manifest(prepare(scenes, twins=False, name="naive"))
     assert naive.group.nunique() == 50
 
