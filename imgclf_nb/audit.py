@@ -177,14 +177,14 @@ def find_odd_images(
     measures = measure_pictures(pixels).assign(
         aspect=sides.max(1) / np.maximum(sides.min(1), 1),
         distance=rate_distance(features, manifest.label.to_numpy()))
-    tables, common = [pd.DataFrame(dict(row=[], kind=[], value=[])).astype({"row": int})], {}
+    rows, common = [], {}
     for kind, (name, sign, limit) in _ODD.items():
         values = measures[name].sort_values(ascending=sign == "<", kind="stable")
         values = values[values < limit if sign == "<" else values > limit]
         if len(values) <= max(3, _TRAIT * len(manifest)):
-            tables.append(pd.DataFrame(dict(row=values.index, kind=kind, value=values.values)))
+            rows += [(row, kind, value) for row, value in values.items()]
         else: common[kind] = len(values)
-    table = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+    table = pd.DataFrame(rows, columns=["row", "kind", "value"]).astype({"row": int})
     table.attrs = common
     return table
 

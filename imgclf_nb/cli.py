@@ -112,9 +112,10 @@ def _prepare(settings: Settings, unpacked=None) -> None:
     counts = ", ".join(f"{(manifest.split == name).sum():,} {name}" for name in SPLITS)
     others = _say_counts(_recall(data).get("ignored", {}))
     found = f"; left out: {others}" if others else ""
-    if set(manifest.split) == {"test"} and not (settings.arch or settings.weights):
-        found += "; labels not looked at: name the network with --arch" * settings.audit
-    elif settings.audit: found += _audit(settings, data)
+    if settings.audit:   # for a test alone, nobody has said yet which network it is for
+        chosen = settings.arch or settings.weights or set(manifest.split) != {"test"}
+        found += (_audit(settings, data) if chosen else
+                  "; labels not looked at: name the network with --arch")
     n = manifest.label.nunique()
     print(f"{data}: {len(manifest):,} pictures of {n} class{'es' * (n > 1)} ({counts}); "
           f"{aside:,} set aside{found}. See {data/'report.html'}", flush=True)

@@ -96,8 +96,8 @@ def say_difference(
     "Say whether the difference is real."
     low, high = (100 * end for end in found["difference_ci95"])
     points, tossed = 100 * found["difference"], sum(found["group_wins"])
-    facts = (f"{name_a} has {points:+.2f} points ({low:+.2f} to {high:+.2f}), p = {found['p_value']:.2g}; of "
-             f"{found['images']:,} images only {name_a} is right on {found['a_only']:,}, only "
+    facts = (f"{name_a} has {points:+.2f} points ({low:+.2f} to {high:+.2f}), "
+             f"p = {found['p_value']:.2g}; of {found['images']:,} images only {name_a} is right on {found['a_only']:,}, only "
              f"{name_b} on {found['b_only']:,}")
     if not found["a_only"] + found["b_only"]:
         return f"No difference: both runs are right on the same images; {facts}."

@@ -108,7 +108,8 @@ def summarize_metrics(
     rows = [("test images", f"{images}, {wrong:,} wrong"),
             *([("not tested", untested)] if untested else []),
             ("accuracy", f"{metrics['accuracy']:.2%}  ({_say_interval(metrics)})"),
-            *([("top-5 accuracy", f"{metrics['top5_accuracy']:.2%}")] if tested > 5 else []),
+            *([("top-5 accuracy", f"{metrics['top5_accuracy']:.2%}")] if len(metrics["labels"]) > 5
+              else []),
             ("macro F1", f"{metrics['macro_f1']:.4f}"),
             ("log loss", f"{metrics['log_loss']:.4f}"), ("Brier score", f"{metrics['brier']:.4f}"),
             ("calibration error", _say(metrics["ece"], metrics["ece_ci95"])),

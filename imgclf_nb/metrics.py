@@ -87,7 +87,7 @@ def _bootstrap_ece(truth: np.ndarray, probabilities: np.ndarray, groups: np.ndar
     correct, sure = probabilities.argmax(1) == truth, probabilities.max(1)
     bin_of = _bin(sure)
     number = pd.factorize(np.asarray(groups))[0]
-    gaps = np.zeros((number.max() + 1, _BINS))            # summed over the images of a group
+    gaps = np.zeros((number.max() + 1, _BINS))   # summed over the images of a group
     np.add.at(gaps, (number, bin_of - 1), sure - correct)
     sizes, random = np.bincount(number), np.random.default_rng(seed)
     draws = np.concatenate([
