@@ -97,8 +97,8 @@ def say_difference(
     low, high = (100 * end for end in found["difference_ci95"])
     points, tossed = 100 * found["difference"], sum(found["group_wins"])
     facts = (f"{name_a} has {points:+.2f} points ({low:+.2f} to {high:+.2f}), "
-             f"p = {found['p_value']:.2g}; of {found['images']:,} images only {name_a} is right on {found['a_only']:,}, only "
-             f"{name_b} on {found['b_only']:,}")
+             f"p = {found['p_value']:.2g}; of {found['images']:,} images only {name_a} is right on "
+             f"{found['a_only']:,}, only {name_b} on {found['b_only']:,}")
     if not found["a_only"] + found["b_only"]:
         return f"No difference: both runs are right on the same images; {facts}."
     if tossed < 6: return f"Can't tell: they differ on too few images; {facts}."
