@@ -11,6 +11,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,17 @@ def _rank(probabilities: np.ndarray, labels: list, top_k: int) -> Prediction:
     return Prediction(*pairs[0], predictions=pairs)
 
 # %% ../nbs/07_predict.ipynb #25615df3
+@lru_cache(maxsize=1)
+def _load_once(process: int, kind, bundle: str, options: tuple, sha256: str):
+    predictor = kind(bundle, **dict(options))
+    if predictor.sha256 == sha256: return predictor
+    raise PredictError(f"{bundle} holds another model than when this predictor was pickled: "
+                       "make the predictor anew")
+
+def _load_again(*made):
+    "What a pickled predictor becomes: one of the same model, made once in each process."
+    return _load_once(os.getpid(), *made)
+
 class Predictor(Engine):
     "Answer which class a picture shows; one predictor may be shared by any number of threads."
     def __init__(self,
@@ -94,11 +106,17 @@ class Predictor(Engine):
         max_file_mb: float = 50,    # Refuse larger files, in MB
         quick: bool = False,        # Let all cores work on a picture that comes alone
     ):
+        options = dict(precision=precision, workers=workers, max_megapixels=max_megapixels,
+                       max_file_mb=max_file_mb, quick=quick)
+        bundle = os.path.expanduser(bundle)
         if not (workers is None or isinstance(workers, int) and workers > 0):
             raise PredictError(f"workers={workers!r}: give a number from 1")
-        super().__init__(read_bundle(os.path.expanduser(bundle)), precision, quick)
+        super().__init__(read_bundle(bundle), precision, quick)
         self.workers = workers or 2 * count_cores()
         self.limits = dict(max_megapixels=max_megapixels, max_file_mb=max_file_mb)
+        self._made = (type(self), os.path.abspath(bundle), tuple(options.items()), self.sha256)
+
+    def __reduce__(self): return _load_again, self._made
 
     def __repr__(self) -> str:
         return f"Predictor({self.info.name!r}, {len(self.labels)} classes, {self.precision})"
