@@ -10,7 +10,6 @@ import socket
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from pickle import UnpicklingError
 from urllib.request import getproxies
 
 import timm, torch, torchvision
@@ -51,11 +50,12 @@ def read_weights(
         if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
             raise ValueError("no tensors")
     except Exception as error:
-        if isinstance(error.__cause__, UnpicklingError):
+        if "Unsupported global" in f"{error} {error.__context__}":   # torch's word for classes
             raise WeightsError(f"{path} holds more than weights, and would run code: save it anew "
                                f"with `torch.save(model.state_dict(), ...)`") from error
+        reason = f"{type(error).__name__} {error}".partition("\n")[0].rstrip()
         raise WeightsError(f"{path} is not a state dict that torch or safetensors can read "
-                           f"({error})") from error
+                           f"({reason})") from error
     return state
 
 # %% ../nbs/03a_weights.ipynb #4f059a6a
