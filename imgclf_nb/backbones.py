@@ -8,11 +8,13 @@ __all__ = ['average_fields', 'LinearHead', 'Backbone', 'load_backbone', 'cut_bac
 # %% ../nbs/04_backbones.ipynb #20e67e4c
 import math
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch, torchvision
 from fastai.vision.learner import create_body, model_meta
 from torch import nn
+from torch.nn.functional import conv2d, pad
 
 from .weights import WeightsError, _name_classifier, check_arch, load_network
 
@@ -93,13 +95,17 @@ def _weigh(pooled: torch.Tensor) -> torch.Tensor:
     "What makes an average its root when multiplied by it."
     return (pooled.abs() + 1e-4).rsqrt()
 
-def _weigh_places(maps: torch.Tensor, weights: torch.Tensor, grid: int) -> torch.Tensor:
-    "What each place adds [N, C, h, w], by weights [C, grid * grid * D], or as many for each of N."
+def _weigh_places(maps: torch.Tensor, weights, scales, grid: int) -> torch.Tensor:
+    "What each place adds [N, C, h, w]; for each field, weights [C, D] and scales [N, D, 1, 1]."
     height, width = map(int, maps.shape[2:])
-    shares = height * width * _share_places(height, width, grid).to(maps)
-    weights = weights.unflatten(-1, (grid * grid, -1)).flatten(-3, -2)
-    added = weights @ maps.flatten(2)   # as if each field were the whole map
-    return (added.unflatten(1, (-1, grid * grid)).unflatten(3, (height, width)) * shares).sum(2)
+    def divide(side): return [(k * side // grid, -(-(k + 1) * side // grid)) for k in range(grid)]
+    fields = product(divide(height), divide(width))
+    shares, added = height * width * _share_places(height, width, grid).to(maps), 0
+    for ((top, end), (left, right)), weight, scale, share in zip(fields, weights, scales, shares):
+        part = maps[:, :, top:end, left:right] * scale
+        part = conv2d(part, weight[:, :, None, None]) * share[top:end, left:right]
+        added = added + pad(part, (left, width - right, top, height - end))
+    return added
 
 # %% ../nbs/04_backbones.ipynb #8573847a
 class LinearHead(nn.Module):
@@ -131,10 +137,12 @@ class LinearHead(nn.Module):
         maps: torch.Tensor, # Feature maps, [N, features, h, w]
     ) -> torch.Tensor:      # Evidence, [N, classes, h, w]
         "How much each place speaks for each class; averages over the places to the logits."
-        weights = self.linear.weight
-        if self.power_norm:   # weighing the map instead would take a copy of it for each field
-            weights = weights * _weigh(average_fields(maps, self.pool_grid))[:, None]
-        return _weigh_places(maps, weights, self.pool_grid) + self.linear.bias[:, None, None]
+        n, grid = maps.shape[1], self.pool_grid
+        scales = [1.0] * grid ** 2
+        if self.power_norm:   # scale the map: of a thousand classes, the weights are larger
+            scales = _weigh(average_fields(maps, grid))[:, :, None, None].split(n, 1)
+        added = _weigh_places(maps, self.linear.weight.split(n, 1), scales, grid)
+        return added + self.linear.bias[:, None, None]
 
 # %% ../nbs/04_backbones.ipynb #815e76f6
 @dataclass
