@@ -18,7 +18,7 @@ from imgclf_nb.predict import Predictor
 from imgclf_nb.probes import CHANGES, _make_noise, disturb, measure_robustness
 from imgclf_nb.scoring import EvaluationError
 from imgclf_nb.settings import Settings
-from imgclf_nb.slices import find_slices
+from imgclf_nb.slices import find_slices, measure_brightness
 
 KEYS = ("schema, labels, n_test, accuracy, accuracy_ci95, top5_accuracy, macro_f1, weighted_f1, log_loss, brier, ece, "
         "ece_ci95, per_class, confusion_matrix, ece_before, answered, unknown, slices, robustness, dataset, model, versions, seed, seconds").split(", ")
@@ -169,6 +169,7 @@ def test_pictures_beyond_the_usual_limit_are_shown(tmp_path):
     test = pd.DataFrame({"path": [str(tmp_path / "large.png")], "label": ["leaf"]})
     [(picture, caption)] = find_top_losses(test, np.array([[0.2, 0.5, 0.3]]), labels=LABELS)
     assert picture.size == (160, 160) and caption == "large.png: leaf, named sea with 50.0%"
+    assert measure_brightness([tmp_path / "large.png"]).tolist() == [0]
 
 
 @pytest.mark.parametrize("accuracy", [0.9, 0.95, 0.98, 0.99, 0.995])
@@ -388,6 +389,9 @@ def test_what_is_asked_about_is_worse(example):
     assert len(seen) == 9 * 13
     for n in range(0, len(seen), 13):
         assert len({picture.tobytes() for picture in seen[n:n + 13:3]}) == 5
+    steps = [(change, strength) for change, (_, strengths) in CHANGES.items() for strength in strengths]
+    for picture, step in zip(seen[1:], steps):   # made of the picture as it is, not of the step before
+        assert (picture == disturb(seen[0], *step)).all(), step
 
 
 def test_blur_goes_with_the_size_of_the_picture():
