@@ -86,7 +86,7 @@ def _make_parser(command: str) -> type:
         fields["source"] = CliPositionalArg[str], Settings.model_fields["source"]
     parser = create_model(command, __base__=_Base, __doc__=about, **fields)
     parser.model_config.update(extra="ignore", cli_exit_on_error=False,
-                               cli_prog_name=f"imgclf {command}", cli_parse_none_str="\0")
+                               cli_prog_name=f"imgclf {command}")
     return parser
 
 # %% ../nbs/10_options.ipynb #fea0c568
@@ -106,7 +106,8 @@ def _parse_words(parser: type, words: list) -> tuple:
         found = parser.parse_args(words)
         if hasattr(found, "paths"): paths[:], found.paths = found.paths, ["taken as they are"]
         return found
-    source = CliSettingsSource(parser, formatter_class=_Help, parse_args_method=set_apart)
+    source = CliSettingsSource(parser, formatter_class=_Help, parse_args_method=set_apart,
+                               cli_parse_none_str="\0")   # "None" is a word like others
     return CliApp.run(parser, cli_args=list(words), cli_settings_source=source), paths
 
 # %% ../nbs/10_options.ipynb #2e601a68
