@@ -7,6 +7,7 @@ __all__ = ['SCHEMA', 'BundleError', 'BundleInfo', 'Bundle', 'write_bundle', 'rea
 
 # %% ../nbs/06_bundle.ipynb #563d8cd9
 import hashlib, json, os, shutil, time, zipfile
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
@@ -54,7 +55,7 @@ class BundleInfo(BaseModel):
     @field_validator("labels")
     @classmethod
     def _differ(cls, labels):
-        twice = sorted({label for label in labels if labels.count(label) > 1})
+        twice = sorted(label for label, count in Counter(labels).items() if count > 1)
         if twice: raise ValueError(f"labels must differ, but these come twice: {', '.join(twice)}")
         return labels
 

@@ -93,18 +93,17 @@ def set_aside_copies(
     reasons, good = table.reason.copy(), table[table.reason == ""]
     for _, copies in good[good.duplicated("group", keep=False)].groupby("group"):
         rank = copies.split.map(lambda split: SPLITS.index(split or "train"))
-        best, worse = copies[rank == rank.max()], copies.index[rank < rank.max()]
+        kept = rank == rank.max()
+        best = copies[kept]
         where, first = best.split.iloc[0], best.path.min()
-        for index in worse:
-            same = best[best.sha256 == copies.sha256[index]]
-            what, others = "photograph" if same.empty else "file", set(same.label)
-            reasons[index] = f"the same {what} is in {where}: {first}"
-            if others := sorted(others - {copies.label[index]}):
-                reasons[index] = f"{CONFLICT} {others[0]!r} in {where}: {first}"
-        for _, same in best[best.duplicated("sha256", keep=False)].groupby("sha256"):
-            for index, label in same.label.items():
-                others = sorted(set(same.label) - {label})
-                if others: reasons[index] = f"{CONFLICT} {others[0]!r}, too"
+        names = {key: sorted(set(same)) for key, same in best.label.groupby(best.sha256)}
+        for copy, stays in zip(copies.itertuples(), kept):
+            others = [name for name in names.get(copy.sha256, ()) if name != copy.label]
+            what = "file" if copy.sha256 in names else "photograph"
+            reason = "" if stays else f"the same {what} is in {where}: {first}"
+            if others: reason = f"{CONFLICT} {others[0]!r}" + \
+                                (", too" if stays else f" in {where}: {first}")
+            reasons[copy.Index] = reason
     return table.assign(reason=reasons)
 
 # %% ../nbs/02b_checks.ipynb #87520d79

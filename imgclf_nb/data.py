@@ -20,7 +20,7 @@ from .checks import (CONFLICT, group_pictures, inspect_largest, keep_largest,
                               set_aside_copies)
 from .folders import SPLITS
 from .images import load_pixels
-from .report import find_fonts, write_report, write_table
+from .report import find_fonts, shorten, write_report, write_table
 from .settings import Settings, nearest_names
 from .sources import _LISTS, Source, name_source, open_source
 from .splits import split_groups
@@ -123,14 +123,16 @@ def _plot_counts(manifest: pd.DataFrame, most: int = 40) -> Figure:
     "Images of each class as bars, one colour for each split."
     counts = pd.crosstab(manifest.label, manifest.split).reindex(columns=SPLITS, fill_value=0)
     counts = counts.loc[counts.sum(axis=1).sort_values(kind="stable").index[-most:]]
-    names, left = list(counts.index), 0
+    names, left = [shorten(label) for label in counts.index], 0
     figure = Figure(figsize=(6.5, 0.8 + 0.22 * len(counts)), layout="tight")
     ax = figure.subplots()
     for split, colour in zip(SPLITS, ("#2563eb", "#93c5fd", "#f59e0b")):
         ax.barh(range(len(counts)), counts[split], left=left, label=split, color=colour)
         left = left + counts[split]
     ax.set_yticks(range(len(counts)), names, fontfamily=find_fonts(names), parse_math=False)
-    ax.set_xlabel("images")
+    n_classes = manifest.label.nunique()
+    ax.set_xlabel(f"images; the {most} largest of {n_classes:,} classes" if n_classes > most
+                  else "images")
     ax.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     ax.spines[["top", "right"]].set_visible(False)
     return figure
@@ -148,12 +150,15 @@ def _plot_sizes(manifest: pd.DataFrame) -> Figure:
     return figure
 
 def _draw_examples(manifest: pd.DataFrame, settings: Settings, most: int = 60) -> list:
-    "A few pictures of each class as the model sees them, with captions."
+    "A few pictures of each class as the model sees them, as parts of the report."
     each = max(1, min(6, most // manifest.label.nunique()))
     rows = manifest.sort_values("group").groupby("label").head(each).sort_values(["label", "group"])
     look = partial(load_pixels, size_px=settings.image_size_px, fit=settings.fit,
                    max_megapixels=settings.max_megapixels)
-    return [(Image.fromarray(look(row.path)), row.label) for row in rows[:2*most].itertuples()]
+    shown, n_classes = rows[:2*most], manifest.label.nunique()
+    some = shown.label.nunique() < n_classes
+    return [*[f"The first {shown.label.nunique():,} of {n_classes:,} classes."] * some,
+            [(Image.fromarray(look(row.path)), row.label) for row in shown.itertuples()]]
 
 # %% ../nbs/02c_data.ipynb #09adba03
 def _list_rows(rows: pd.DataFrame, columns: list, root: Path, none: str) -> list:
@@ -197,7 +202,7 @@ def _write_overview(manifest, quarantine, pairs, source: Source, settings: Setti
                     f"Left aside: {', '.join(aside) or 'nothing'}.",
                     f"Fingerprint {fingerprint_data(manifest)}", _plot_counts(manifest), counts]),
         ("Sizes", [_plot_sizes(manifest)]),
-        (seen, [_draw_examples(manifest, settings)]),
+        (seen, _draw_examples(manifest, settings)),
         ("The same photograph", _show_twins(pairs, settings)),
         ("The same file", listed(twice, ["label", "split", "group"], none="No two are the same.")),
         ("Label conflicts", listed(conflicts, ["reason"], none="No file has two labels.")),

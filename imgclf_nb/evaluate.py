@@ -6,7 +6,7 @@
 __all__ = ['find_top_losses', 'summarize_metrics', 'evaluate']
 
 # %% ../nbs/08c_evaluate.ipynb #f6de8ff0
-import json, sys, time
+import json, re, sys, time
 from math import inf
 from pathlib import Path
 
@@ -245,10 +245,13 @@ def _update_card(predictor: Predictor, metrics: dict, bundle: Path) -> None:
         print(f"the model card stays as it is: {error}", file=sys.stderr)
 
 # %% ../nbs/08c_evaluate.ipynb #12e92ffc
+_ROW = re.compile(r"\[\n[\s\d.,eE+-]+\]")   # a list of numbers, as `json.dumps` spreads it
+
 def _write_results(settings: Settings, metrics: dict, test: pd.DataFrame, given: tuple) -> None:
     "Write plot, report, answers and, last, metrics.json; `given`: probabilities and answers."
     folder, (probabilities, answers) = settings.results_dir, given
     text = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False)
+    text = _ROW.sub(lambda row: " ".join(row[0].split()), text)   # a row of a matrix in a line
     matrix = plot_confusion(metrics["confusion_matrix"], metrics["labels"])
     sections = _list_sections(metrics, test, probabilities, answers, matrix)
     with write_atomic(folder/"confusion_matrix.png") as partial:

@@ -12,13 +12,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from .metrics import _BINS
-from .report import find_fonts
-
-# %% ../nbs/08a_plots.ipynb #d9a58a9b
-def _shorten(label: str, most: int = 24) -> str:
-    "The first characters of a label, with a sign where some are missing."
-    text = " ".join(str(label).split())
-    return text if len(text) <= most else text[:most - 1].rstrip() + "…"
+from .report import find_fonts, shorten
 
 # %% ../nbs/08a_plots.ipynb #5589bce4
 def plot_confusion(
@@ -28,7 +22,8 @@ def plot_confusion(
     "Draw a confusion matrix."
     confusion, count = np.asarray(confusion), len(labels)
     side = float(np.clip(2.2 + 0.34 * count, 3.4, 16))
-    font = float(np.clip(40 * side / count, 4, 9))   # in points; a cell has about 65 * side / count
+    step = -(-count // 120)   # more names than that can't be read side by side
+    font = float(np.clip(40 * side * step / count, 4, 9))   # in points; a cell has 65 * side / count
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     figure = Figure(figsize=(side, side), layout="constrained")
     ax = figure.subplots()
@@ -36,11 +31,12 @@ def plot_confusion(
     for row, column in zip(*np.nonzero(confusion)) if count <= 40 else ():
         ax.text(column, row, confusion[row, column], ha="center", va="center", fontsize=font,
                 color="white" if shares[row, column] > 0.4 else "black")
-    names = [_shorten(label) for label in labels]
+    names = [shorten(label) for label in labels[::step]]
     written = dict(fontsize=font, fontfamily=find_fonts(names), parse_math=False)
-    ax.set_xticks(range(count), names, rotation=90, **written)
-    ax.set_yticks(range(count), names, **written)
-    ax.set(xlabel="prediction", ylabel="truth")
+    ax.set_xticks(range(0, count, step), names, rotation=90, **written)
+    ax.set_yticks(range(0, count, step), names, **written)
+    ax.set(xlabel="prediction", ylabel="truth",
+           title=f"of {count:,} classes, one in {step} is named" if step > 1 else None)
     return figure
 
 # %% ../nbs/08a_plots.ipynb #f39d5a75
@@ -110,7 +106,7 @@ def plot_f1(
     "Draw the F1 score of each class with its interval, the worst on top."
     tested = [(label, scores) for label, scores in per_class.items() if scores["support"]]
     worst = sorted(tested, key=lambda pair: (pair[1]["f1"], pair[0]))[:most]
-    names = [f"{_shorten(label)} ({scores['support']})" for label, scores in worst]
+    names = [f"{shorten(label)} ({scores['support']})" for label, scores in worst]
     figure = Figure(figsize=(5.5, 1.0 + 0.19 * len(worst)), layout="constrained")
     ax = figure.subplots()
     ax.barh(range(len(worst)), [s["f1"] for _, s in worst], color="tab:blue", alpha=0.8)

@@ -209,11 +209,13 @@ def _show_scores(scores: dict, data: dict) -> str:
     right = sum(row[k] for k, row in enumerate(matrix))
     sure = (f"With 95 % confidence, between <b>{low:.1%}</b> and <b>{high:.1%}</b> of pictures "
             "like these are named rightly.")
-    grid = _show_matrix(matrix, labels) if len(labels) <= 150 else ""
+    grid = "<p>Too many classes for a table; the most frequent mistakes:</p>"
+    if len(labels) <= 150:
+        grid = ("<p>Rows are the truth, columns the answers; numbers count pictures.</p>"
+                + _show_matrix(matrix, labels))
     return (f'<div class="scores"><p class="verdict">{scores["accuracy"]:.1%} right</p>'
             f"<p>{right:,} of {n:,} test pictures{where}. {sure}</p>"
-            "<h2>What is taken for what</h2><p>Rows are the truth, columns the answers; numbers "
-            f"count pictures.</p>{grid}{_show_pairs(matrix, labels)}"
+            f"<h2>What is taken for what</h2>{grid}{_show_pairs(matrix, labels)}"
             f"<h2>Class by class</h2>{_show_classes(scores['per_class'], labels)}"
             "<p><b>Precision</b>: of the pictures given this name, how many deserve it. "
             "<b>Recall</b>: of the pictures of this class, how many were found. "
