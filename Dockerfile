@@ -85,5 +85,5 @@ EXPOSE 8000
 USER 1000:1000
 # Change the port with IMGCLF_PORT, not with --port: this check reads it too.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import os, sys; from http.client import HTTPConnection as C; c = C('127.0.0.1', int(p) if (p := os.environ.get('IMGCLF_PORT') or '8000').isdigit() else 8000, timeout=4); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
+    CMD ["python", "-c", "import os, sys; from http.client import HTTPConnection as C; c = C({'::': '::1'}.get(os.environ.get('IMGCLF_HOST'), '127.0.0.1'), int(p) if (p := os.environ.get('IMGCLF_PORT') or '8000').isdigit() else 8000, timeout=4); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
 CMD ["serve"]

@@ -20,11 +20,15 @@ lab: $(READY)
 	$(BIN)/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 install: $(READY)
+ifneq ($(shell cat $(READY) 2> /dev/null),$(CURDIR))
+.PHONY: $(READY)
+endif
 $(READY): settings.ini setup.py pyproject.toml constraints.txt
+	@was=$$(cat $(READY) 2> /dev/null); test "$${was:-$(CURDIR)}" = "$(CURDIR)" || rm -rf .venv   # it was moved
 	@$(BIN)/python -c '$(CHECK)' 2> /dev/null || $(PYTHON) -c '$(CHECK)'
 	@$(BIN)/python -c '$(CHECK)' 2> /dev/null && test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
-	touch $(READY)
+	@echo "$(CURDIR)" > $(READY)
 
 # For developers: run the notebooks and keep their outputs; all that must be in step with them; all of it with the tests.
 save: $(READY)

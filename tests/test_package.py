@@ -3,6 +3,7 @@ import ast
 import json
 import subprocess
 import sys
+import tarfile
 import venv
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions
@@ -71,3 +72,10 @@ def test_wheel_predicts_in_an_environment_without_torch(tmp_path):
     assert result.returncode == 0, result.stderr
     assert [row["label"] for row in json.loads(result.stdout)] == ["tomato", "sea"]
     assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode != 0
+
+    asked = subprocess.run([python, "-m", "imgclf_nb", "train"], cwd=tmp_path, text=True, capture_output=True)
+    assert asked.returncode == 2 and asked.stderr.count("\n") == 1, asked.stderr
+    assert "imgclf: train needs " in asked.stderr and "pip install imgclf_nb" in asked.stderr
+    sdist, = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        assert not [name for name in archive.getnames() if "/tests" in name or "/nbs" in name]
