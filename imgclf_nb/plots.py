@@ -23,7 +23,7 @@ def plot_confusion(
     confusion, count = np.asarray(confusion), len(labels)
     side = float(np.clip(2.2 + 0.34 * count, 3.4, 16))
     step = -(-count // 120)   # more names than that can't be read side by side
-    font = float(np.clip(40 * side * step / count, 4, 9))   # in points; a cell has 65 * side / count
+    font = float(np.clip(40 * side * step / count, 4, 9))   # in points
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     figure = Figure(figsize=(side, side), layout="constrained")
     ax = figure.subplots()

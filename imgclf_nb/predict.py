@@ -83,7 +83,7 @@ def _rank(probabilities: np.ndarray, labels: list, top_k: int) -> Prediction:
     pairs = [(labels[i], float(probabilities[i])) for i in order]
     return Prediction(*pairs[0], predictions=pairs)
 
-# %% ../nbs/07_predict.ipynb #25615df3
+# %% ../nbs/07_predict.ipynb #7a7c20af
 @lru_cache(maxsize=1)
 def _load_once(process: int, kind, bundle: str, options: tuple, sha256: str):
     predictor = kind(bundle, **dict(options))
@@ -95,6 +95,7 @@ def _load_again(*made):
     "What a pickled predictor becomes: one of the same model, made once in each process."
     return _load_once(os.getpid(), *made)
 
+# %% ../nbs/07_predict.ipynb #25615df3
 class Predictor(Engine):
     "Answer which class a picture shows; one predictor may be shared by any number of threads."
     def __init__(self,
