@@ -246,8 +246,8 @@ def _do(words: list[str]) -> int | None:
             return globals()[f"_{words[0]}"](settings, *([paths] if words[0] in _PATHS else []))
     except ModuleNotFoundError as error:   # what serves has no torch
         raise SettingsError(f"{words[0]} needs {error.name}, which an installation that only "
-                            "serves leaves out: `pip install imgclf_nb`, or take the image that trains "
-                            "(`docker compose run train`)") from error
+                            "serves leaves out: `pip install imgclf_nb`, or take the image that "
+                            "trains (`docker compose run train`)") from error
 
 # %% ../nbs/10a_cli.ipynb #b7840754
 @contextmanager
