@@ -671,7 +671,7 @@ def test_tables_with_mistakes(tmp_path, refuse, prepare):
     if sys.version_info >= (3, 11):
         manifest = prepare(table)
         aside = pd.read_csv(Path(manifest.attrs["folder"]) / "quarantine.csv")
-        assert aside.reason.tolist() == ["can't be read: embedded null byte"]
+        assert len(aside) == 1 and aside.reason[0].startswith("can't be read: ") and "embedded null" in aside.reason[0]
     else:
         refuse(table, "line contains NUL")
     table.write_text(f"path,label\ngone.jpg,cat\npets,cat\n/dev/zero,cat\npets/cat/000.jpg,BACKGROUND_Google\n{good}")
