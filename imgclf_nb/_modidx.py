@@ -158,6 +158,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'imgclf_nb.cli': { 'imgclf_nb.cli._audit': ('cli.html#_audit', 'imgclf_nb/cli.py'),
                                'imgclf_nb.cli._compare': ('cli.html#_compare', 'imgclf_nb/cli.py'),
                                'imgclf_nb.cli._do': ('cli.html#_do', 'imgclf_nb/cli.py'),
+                               'imgclf_nb.cli._end_quietly': ('cli.html#_end_quietly', 'imgclf_nb/cli.py'),
                                'imgclf_nb.cli._evaluate': ('cli.html#_evaluate', 'imgclf_nb/cli.py'),
                                'imgclf_nb.cli._export': ('cli.html#_export', 'imgclf_nb/cli.py'),
                                'imgclf_nb.cli._find_others': ('cli.html#_find_others', 'imgclf_nb/cli.py'),

@@ -250,6 +250,12 @@ def _do(words: list[str]) -> int | None:
                             "trains (`docker compose run train`)") from error
 
 # %% ../nbs/10a_cli.ipynb #b7840754
+def _end_quietly() -> None:
+    "End without looking for cycles, and without what C libraries say of objects left over."
+    gc.freeze()
+    sys.stdout.flush()   # what can't be written is still told
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
 @contextmanager
 def _hear_interrupts():
     "Raise Ctrl-C again that fell into a callback."
@@ -266,6 +272,7 @@ def main(
     words: list[str] | None = None, # Command line without the program's name; by default ours
 ) -> int: # Exit code: 0; 1 if a picture has no answer; 2 for a mistake; 130 after Ctrl-C
     "Run the `imgclf` command."
+    if words is None: atexit.register(_end_quietly)
     words = sys.argv[1:] if words is None else list(words)
     if not words or words[0] in ("-h", "--help", "help"): print(_overview()); return 0
     if words[0] in ("-V", "--version"): print(__version__); return 0
@@ -273,7 +280,6 @@ def main(
     warnings.filterwarnings("ignore", message="Glyph")   # of a label, which no font has
     for stream in (sys.stdout, sys.stderr):   # a label may have letters that its encoding lacks
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
-    atexit.register(gc.freeze)   # what is left then need not be searched for cycles
     try:
         with _hear_interrupts(): return _do(words) or 0
     except ImgclfError as error:

@@ -235,3 +235,30 @@ def test_what_would_fail_in_the_end_fails_at_once(imgclf, tmp_path, words, said)
     ran = imgclf("run", "digits", *words)
     assert ran.returncode == 2 and said in ran.stderr and ran.stderr.count("\n") == 1
     assert not (tmp_path / "data").exists() and (tmp_path / "notes.txt").read_text() == "mine"
+
+
+LATE = """
+import os, sys
+class Leak:
+    def __del__(self, write=os.write): write(2, b"leaked 4 instances!")
+sys.leak = Leak()   # goes with Python itself, as Triton's do
+from imgclf_nb.cli import main
+sys.argv = ["imgclf", "predict", "none.jpg", "--model-dir", "nowhere"]
+sys.exit(main())
+"""
+
+
+def test_the_last_word_is_ours(tmp_path):
+    """A command ends with its own line, whatever a library says while Python goes down."""
+    ran = subprocess.run([sys.executable, "-c", LATE], cwd=tmp_path, text=True, capture_output=True)
+    assert ran.returncode == 2 and ran.stderr.startswith("imgclf: ") and ran.stderr.count("\n") == 1, ran.stderr
+    assert "leaked" not in ran.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_what_can_not_be_written_at_the_end_is_told(tmp_path):
+    """An answer that still waited in memory when the command ended."""
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run([sys.executable, "-m", "imgclf_nb", "--version"], cwd=tmp_path, text=True, stdout=full, stderr=subprocess.PIPE,
+                             env={**os.environ, "PYTHONUNBUFFERED": ""})
+    assert ran.returncode and "No space left" in ran.stderr, (ran.returncode, ran.stderr)
