@@ -155,10 +155,10 @@ def _draw_examples(manifest: pd.DataFrame, settings: Settings, most: int = 60) -
     rows = manifest.sort_values("group").groupby("label").head(each).sort_values(["label", "group"])
     look = partial(load_pixels, size_px=settings.image_size_px, fit=settings.fit,
                    max_megapixels=settings.max_megapixels)
-    shown, n_classes = rows[:2*most], manifest.label.nunique()
-    some = shown.label.nunique() < n_classes
-    return [*[f"The first {shown.label.nunique():,} of {n_classes:,} classes."] * some,
-            [(Image.fromarray(look(row.path)), row.label) for row in shown.itertuples()]]
+    shown = rows[:2*most]
+    pictures = [(Image.fromarray(look(row.path)), row.label) for row in shown.itertuples()]
+    few, n_classes = shown.label.nunique(), manifest.label.nunique()
+    return [f"The first {few:,} of {n_classes:,} classes."] * (few < n_classes) + [pictures]
 
 # %% ../nbs/02c_data.ipynb #09adba03
 def _list_rows(rows: pd.DataFrame, columns: list, root: Path, none: str) -> list:
